@@ -1,0 +1,43 @@
+# Every target makes its environment first: a plain venv, filled by uv (seconds when its cache is warm).
+# Only Python >= 3.10, pip and make are needed on the machine.
+PYTHON ?= python3
+TASK   ?= glacier
+NB     ?= nbs
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help setup demo test notebooks export bench clean
+
+help:           ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[dev]"
+	@touch $@
+
+setup: $(READY)         ## make the environment in .venv
+
+demo: $(READY)          ## run a task's kernel notebook on embedded data (TASK=glacier, SMOKE=1 for a quick look)
+	$(BIN)/python tools/demo.py $(TASK)
+
+test: $(READY)          ## run every notebook and every test, on both fastai lines
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests
+
+notebooks: $(READY)     ## re-execute notebooks and store their outputs (NB=nbs/core/02_files.ipynb for one)
+	$(BIN)/python tools/execute.py $(NB)
+	$(MAKE) --no-print-directory export
+
+export: $(READY)        ## make clearsight_nb/, kaggle_kernels/ and README.md from the notebooks
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
+	$(BIN)/python tools/generate.py
+
+bench: $(READY)         ## run every benchmark and write benchmarks/README.md
+	$(BIN)/python benchmarks/run.py
+
+clean:          ## remove everything the other targets made
+	rm -rf $(VENV) .newest build dist demo runs _proc _docs *.egg-info .pytest_cache
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
