@@ -31,7 +31,8 @@ def find_roots(
     if kind=='kaggle':
         kaggle = Path(environ.get('CLEARSIGHT_KAGGLE_ROOT') or '/kaggle')
         return [kaggle/'input'],kaggle/'working'
-    roots = [Path(p).expanduser() for p in environ.get('CLEARSIGHT_DATA', '').split(os.pathsep) if p] + [Path.cwd()/'data']
+    named = environ.get('CLEARSIGHT_DATA', '').split(os.pathsep)
+    roots = [Path(p).expanduser() for p in named if p] + [Path.cwd()/'data']
     if kind=='slurm' and environ.get('SCRATCH'): roots.append(Path(environ['SCRATCH'])/'data')
     return roots,Path(environ.get('CLEARSIGHT_WORK') or Path.cwd()).expanduser()
 
@@ -61,8 +62,9 @@ def list_devices(
 )->list[Device]: # All GPUs that PyTorch can use, or else the CPU
     "What PyTorch can compute on."
     import torch
-    props = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    if props: return [Device(p.name, p.total_memory/2**30, 'cuda') for p in props]
+    if torch.cuda.is_available():
+        props = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        return [Device(p.name, p.total_memory/2**30, 'cuda') for p in props]
     if torch.backends.mps.is_available(): return [Device('Apple GPU', memory_gib(), 'mps')]
     return [Device(_cpu_name(), memory_gib(), 'cpu')]
 
@@ -88,7 +90,7 @@ def shared_memory(
 def count_workers(
     environ:dict, # Environment variables
 )->int: # 0 = prepare batches in the main process
-    "How many DataLoader workers are sensible: 2 on Kaggle, elsewhere cores-1 but at most 8; 0 without 1 GB of shared memory."
+    "Sensible number of DataLoader workers: 2 on Kaggle, else cores-1 but at most 8; 0 without 1 GB of shared memory."
     shm = shared_memory()
     if shm is not None and shm < 1e9: return 0
     return 2 if machine_kind(environ)=='kaggle' else min(count_cores(environ) - 1, 8)
@@ -98,7 +100,7 @@ _imported = time.time()
 
 def _number(environ, name):
     try: return float(environ[name]) if environ.get(name) else None
-    except ValueError: raise ValueError(f'{name}={environ[name]!r} is not a number. Set it to a number, or unset it.') from None
+    except ValueError: raise ValueError(f'{name}={environ[name]!r} is not a number. Set it to one, or unset it.') from None
 
 def find_deadline(
     environ:dict, # Environment variables
@@ -127,7 +129,9 @@ class Env:
     def gpus(self): return [d for d in self.devices if d.kind!='cpu']
     @property
     def time_budget(self): return None if self.deadline is None else max(0., self.deadline - time.time())
-    def __repr__(self): return f'Env({self.name}: workers {self.workers}, work folder {_short(self.work)}, {_time(self.time_budget)})'
+    def __repr__(self):
+        limit = _time(self.time_budget)
+        return f'Env({self.name}: workers {self.workers}, work folder {_short(self.work)}, {limit})'
 
 def _time(seconds): return 'no time limit' if seconds is None else f'{seconds/3600:.1f} h left'
 
@@ -168,7 +172,8 @@ def _subfolders(folder):
 def _tree(root, n=20):
     if not root.is_dir(): return [f'{_short(root)}: no such folder']
     first = [p for p in islice(_subfolders(root), n)]
-    deeper = [c for p in first if p.name in ('datasets', 'competitions') for o in _subfolders(p) for c in [o, *_subfolders(o)]]
+    owners = [o for p in first if p.name in ('datasets', 'competitions') for o in _subfolders(p)]
+    deeper = [c for o in owners for c in [o, *_subfolders(o)]]
     return [f'{_short(p)}: {list_some(p, 8)}' for p in ([root] + first + deeper)[:n]]
 
 def _not_found(roots, slug, known_file, why):
@@ -182,7 +187,7 @@ def find_input(self,
     slug:str, # Name of the data set, 'NAME' or 'OWNER/NAME'
     known_file:str=None, # A relative path that the data set must hold
 )->Path: # The folder of the data set; the one that holds `known_file`, if given
-    "Find a data set below the roots by its name and by a file in it; `FileNotFoundError` says what was tried and what is there."
+    "Find a data set by its name and by a file in it; `FileNotFoundError` says what was tried and what is there."
     named = [p for r in self.roots for p in _slug_folders(r, slug)]
     if not known_file:
         if named: return named[0]
@@ -192,7 +197,8 @@ def find_input(self,
     found = [f for r in self.roots for f in _holding(r, known_file, depth=4)]
     if len(found)==1: return found[0]
     if found: why = f'several others hold it ({", ".join(map(_short, found[:5]))}), name one of them.'
-    else: why = f'{", ".join(map(_short, named))} is there but does not hold it.' if named else 'no folder of that name, and none that holds it.'
+    elif named: why = f'{", ".join(map(_short, named))} is there but does not hold it.'
+    else: why = 'no folder of that name, and none that holds it.'
     raise _not_found(self.roots, slug, known_file, why)
 
 Env.find_input = find_input
@@ -209,13 +215,15 @@ def env_facts(
     import torch
     env = env or detect_env()
     shm,gpus = shared_memory(),env.gpus
-    facts = dict(clearsight_nb=_version('clearsight_nb'), Python=platform.python_version(), system=platform.platform(terse=True))
+    facts = dict(clearsight_nb=_version('clearsight_nb'), Python=platform.python_version())
+    facts |= dict(system=platform.platform(terse=True))
     facts |= dict(torch=torch.__version__, CUDA=torch.version.cuda if torch.cuda.is_available() else 'none')
     facts |= dict(fastai=_version('fastai'), fastcore=_version('fastcore'), environment=env.name, GPUs=str(len(gpus)))
     facts |= {f'GPU {i}': f'{d.name}, {d.gib:.1f} GiB' for i,d in enumerate(gpus)}
     facts |= dict(CPU=f'{_cpu_name()}, {env.cores} cores', memory=f'{memory_gib():.1f} GiB')
     facts |= {'shared memory': 'no limit' if shm is None else f'{shm/2**30:.1f} GiB', 'workers': str(env.workers)}
-    return facts | {'input': ', '.join(map(_short, env.roots)), 'work folder': _short(env.work), 'time': _time(env.time_budget)}
+    facts |= {'input': ', '.join(map(_short, env.roots)), 'work folder': _short(env.work)}
+    return facts | dict(time=_time(env.time_budget))
 
 def show_env(
     env:Env=None, # The environment; detected if None

@@ -29,7 +29,9 @@ class DataError(ValueError):
     ):
         super().__init__(file, fault, mend)
         self.file,self.fault,self.mend = file,fault,mend
-    def __str__(self): return f'{show_name(self.file)}: {self.fault}. {self.mend}'.strip() if self.fault else str(self.file)
+    def __str__(self):
+        if not self.fault: return str(self.file)
+        return f'{show_name(self.file)}: {self.fault}. {self.mend}'.strip()
 
 # %% ../../nbs/core/02_files.ipynb #47df87fd
 @dataclass
@@ -85,7 +87,9 @@ DataReport.raise_errors = raise_errors
 # %% ../../nbs/core/02_files.ipynb #94ce2443
 def _count(n, word): return f'{n} {word}{"s"*(n!=1)}'
 def _summary(self): return f'{_count(len(self.errors), "error")}, {_count(len(self.warnings), "warning")}'
-def _rows(self): return [[f.level, show_name(f.file), f.fault, f.mend] for f in (self.errors + self.warnings)[:self.max_rows]]
+def _rows(self):
+    shown = (self.errors + self.warnings)[:self.max_rows]
+    return [[f.level, show_name(f.file), f.fault, f.mend] for f in shown]
 def _more(self): return f'… and {n} more' if (n := len(self.findings) - self.max_rows) > 0 else ''
 
 def _str(self):
@@ -108,7 +112,8 @@ def safe_path(
 )->Path: # `root/rel`, which need not exist
     "Join a path from data to its root; `DataError` if it, or a link on its way, leads out of the root."
     text = os.fspath(rel)
-    no = lambda fault: DataError(text, fault, f'Give a path relative to {Path(root).name or root!s}, inside it, with forward slashes.')
+    mend = f'Give a path relative to {show_name(Path(root).name or root)}, inside it, with forward slashes.'
+    no = lambda fault: DataError(text, fault, mend)
     if '\0' in text or not text: raise no('is no file name')
     if '\\' in text or re.match('[A-Za-z]:', text): raise no('is a Windows path')
     if text.startswith('/'): raise no('is an absolute path')
@@ -124,7 +129,8 @@ IMAGE_EXTENSIONS = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.webp', '
 IGNORE = 255 # class id of pixels that take no part in loss or metrics
 
 def _check_folder(root):
-    if not root.exists(): raise DataError(root, 'does not exist', f'In {show_name(root.parent)} there is: {list_some(root.parent)}.')
+    mend = f'In its parent folder there is: {list_some(root.parent)}.'
+    if not root.exists(): raise DataError(root, 'does not exist', mend)
     if not root.is_dir(): raise DataError(root, 'is a file, a folder is needed', 'Give the folder that holds it.')
 
 def list_some(
@@ -155,14 +161,14 @@ def list_images(
     extensions:tuple=IMAGE_EXTENSIONS, # Endings that count, lower case, with the dot
     links:bool=False, # Follow links that lead out of `root`?
 )->list[Path]: # Paths relative to `root`, sorted by their text
-    "All images below `root`, whatever the letter case of their ending; `DataError` on a link that leads out, or to nothing."
+    "All images below `root`, in any letter case; `DataError` on a link that leads out, or to nothing."
     root,found = Path(root),[]
     _check_folder(root)
     for e,allowed in _walk(root, root.resolve(), recursive, links):
         rel = Path(e.path).relative_to(root)
         if not (image := rel.suffix.lower() in extensions) and not (e.is_dir() and not allowed): continue
         if not allowed: raise DataError(rel, 'is a link that leads out of its folder', 'Copy it, or list with links=True.')
-        if image and not e.is_file(): raise DataError(rel, 'is no readable file but a link to nothing', 'Remove or mend the link.')
+        if image and not e.is_file(): raise DataError(rel, 'is no file but a pipe or a link to nothing', 'Remove or mend it.')
         found.append(rel)
     return sorted(found, key=lambda p: p.as_posix())
 
@@ -184,7 +190,8 @@ def match_files(
         for f in map(Path, files):
             group = groups.setdefault(key(f), {})
             if name in group:
-                report.add(f'{name}/{f.as_posix()}', f'has the same key {key(f)!r} as {group[name].as_posix()}', 'Keep one of them.')
+                fault = f'has the same key {key(f)!r} as {group[name].as_posix()}'
+                report.add(f'{name}/{f.as_posix()}', fault, 'Keep one of them.')
                 bad.add(key(f))
             else: group[name] = f
     for k,group in sorted(groups.items()): _missing(k, group, lists, report)
@@ -195,7 +202,8 @@ def match_files(
 def _missing(k, group, lists, report):
     if not (missing := [n for n in lists if n not in group]): return
     name,f = next(iter(group.items()))
-    report.add(f'{name}/{f.as_posix()}', f'has no twin {k!r} in {", ".join(missing)}', 'Add the missing file, or remove this one.')
+    fault = f'has no twin {k!r} in {", ".join(missing)}'
+    report.add(f'{name}/{f.as_posix()}', fault, 'Add the missing file, or remove this one.')
 
 # %% ../../nbs/core/02_files.ipynb #0b811b55
 def pair_files(
@@ -231,7 +239,7 @@ def atomic_write(
     path:str|Path, # The file to write; missing parent folders are made
     mode:str='wb', # 'wb' for bytes, 'w' for text (UTF-8)
 ):
-    "A context that gives an open file; it takes the place of `path` when the block ends well, else `path` stays as it was."
+    "A context with an open file that replaces `path` when the block ends well; else `path` stays as it was."
     if mode not in ('w', 'wb'): raise ValueError(f"mode is 'w' or 'wb', not {mode!r}: a file is replaced as a whole")
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -267,8 +275,9 @@ def read_json(
     "What a JSON file holds; `DataError` if it is missing or not JSON."
     path = Path(path)
     try: return json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError: raise DataError(path, 'does not exist', f'In its folder there is: {list_some(path.parent)}.') from None
-    except (ValueError, RecursionError) as e: raise DataError(path, f'is not JSON ({e})', 'Make it again; it may be cut short.') from None
+    except FileNotFoundError: fault,mend = 'does not exist',f'In its folder there is: {list_some(path.parent)}.'
+    except (ValueError, RecursionError) as e: fault,mend = f'is not JSON ({e})','Make it again; it may be cut short.'
+    raise DataError(path, fault, mend)
 
 def write_json(
     obj, # Lists, dicts, strings and finite numbers
@@ -307,7 +316,8 @@ def check_manifest(
         try: path = safe_path(root, f)
         except DataError as e: report.add(f, e.fault, e.mend)
         else:
-            if not path.is_file(): report.add(f, 'is missing', 'Download it again.')
-            elif (n := path.stat().st_size) != want['bytes']: report.add(f, f'has {n:,} bytes, not {want["bytes"]:,}', 'Download it again.')
-            elif file_hash(path) != want['sha256']: report.add(f, 'has changed', 'Download it again, or make a new manifest.')
+            if not path.is_file(): fault = 'is missing'
+            elif (n := path.stat().st_size)!=want['bytes']: fault = f'has {n:,} bytes, not {want["bytes"]:,}'
+            else: fault = '' if file_hash(path)==want['sha256'] else 'has changed'
+            if fault: report.add(f, fault, 'Download it again, or make a new manifest.')
     return report

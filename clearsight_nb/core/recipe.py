@@ -97,7 +97,7 @@ def register_recipe(
         names = [f.name for f in dataclasses.fields(cls)]
         if missing := [n for n in ('task', 'name', 'training') if n not in names]:
             raise TypeError(f'{cls.__name__} has no field {", ".join(missing)}: a recipe needs task, name and training')
-        if cls().task!=task: raise TypeError(f'{cls.__name__}: the default of `task` is {cls().task!r}, it is registered as {task!r}')
+        if (own := cls().task)!=task: raise TypeError(f'{cls.__name__}: `task` is {own!r} by default, it is registered as {task!r}')
         _recipes[task] = cls
         return cls
     return _register
@@ -108,14 +108,15 @@ def _package_recipes(): return Path(str(importlib.resources.files('clearsight_nb
 def list_tasks(
 )->list[str]: # Sorted names
     "Tasks that are registered or have packaged presets."
-    return sorted({*_recipes, *(p.name for p in _package_recipes().glob('*') if p.is_dir() and not p.name.startswith('_'))})
+    return sorted({*_recipes, *(p.parent.name for p in _package_recipes().glob('*/*.yaml'))})
 
 def _recipe_class(task, source):
     task = str(task)
-    if task not in _recipes and re.fullmatch(r'[a-z]\w*', task):
-        try: importlib.import_module(f'clearsight_nb.{task}')
+    for module in (f'clearsight_nb.{task}.recipe', f'clearsight_nb.{task}'):
+        if task in _recipes or not re.fullmatch(r'[a-z]\w*', task): break
+        try: importlib.import_module(module)
         except ModuleNotFoundError as e:
-            if e.name!=f'clearsight_nb.{task}': raise
+            if e.name not in (module, f'clearsight_nb.{task}'): raise
     if task not in _recipes: raise RecipeError(source, 'task', f'{task!r} is unknown', nearest(task, list_tasks()))
     return _recipes[task]
 
@@ -123,8 +124,9 @@ def _recipe_class(task, source):
 def _group(hint): return next((t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t)), None)
 
 def _type_name(hint):
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union: return ' or '.join(map(_type_name, typing.get_args(hint)))
-    return 'null' if hint is type(None) else getattr(hint, '__name__', str(hint)) if not typing.get_args(hint) else str(hint)
+    if typing.get_origin(hint) in (types.UnionType, typing.Union): return ' or '.join(map(_type_name, typing.get_args(hint)))
+    if hint is type(None): return 'null'
+    return str(hint) if typing.get_args(hint) else getattr(hint, '__name__', str(hint))
 
 def _all_keys(cls, at=''):
     for k,hint in typing.get_type_hints(cls).items():
@@ -149,13 +151,15 @@ def _fill(cfg, data, source, sources, root, at=''):
         full = f'{at}{k}'
         if k not in hints: raise _unknown(root, cls, at, k, source)
         if (group := _group(hints[k])) and not (v is None and type(None) in typing.get_args(hints[k])):
-            keys = ', '.join(typing.get_type_hints(group))
-            if not isinstance(v, dict): raise RecipeError(source, full, f'is a group of settings, not {v!r}', f'Set one of: {keys}.')
+            mend = f'Set one of: {", ".join(typing.get_type_hints(group))}.'
+            if not isinstance(v, dict): raise RecipeError(source, full, f'is a group of settings, not {v!r}', mend)
             if cfg[k] is None: cfg[k] = group()
             _fill(cfg[k], v, source, sources, root, f'{full}.')
             continue
         try: OmegaConf.update(cfg, k, v, merge=True)
-        except OmegaConfBaseException: raise RecipeError(source, full, f'is {v!r}', f'It takes {_type_name(hints[k])}.') from None
+        except OmegaConfBaseException:
+            mend = f'It takes {_type_name(hints[k])}.'
+            raise RecipeError(source, full, f'is {v!r}', mend) from None
         sources[full] = source
 
 # %% ../../nbs/core/01_recipe.ipynb #ac0e60f4
@@ -171,7 +175,9 @@ def _check(cfg, sources, at=''):
 
 def _suggest(v, words): return f'{nearest(v, words).partition("There is")[0]} It takes {", ".join(words)}.'.strip()
 
-def _range(low, high): return f'at least {low:g}' if high==float('inf') else f'at most {high:g}' if low==float('-inf') else f'from {low:g} to {high:g}'
+def _range(low, high):
+    if high==float('inf'): return f'at least {low:g}'
+    return f'at most {high:g}' if low==float('-inf') else f'from {low:g} to {high:g}'
 
 # %% ../../nbs/core/01_recipe.ipynb #e41f2d60
 def _read_yaml(path):
@@ -181,14 +187,15 @@ def _read_yaml(path):
     except FileNotFoundError: raise RecipeError(path, '', 'does not exist', 'Check the path.') from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as e:
         raise RecipeError(path, '', f'cannot be read as YAML ({" ".join(str(e).split())})', 'Mend the file.') from None
-    if not OmegaConf.is_dict(data): raise RecipeError(path, '', 'holds no settings but a list', 'Write lines of the form `key: value`.')
+    if not OmegaConf.is_dict(data): raise RecipeError(path, '', 'holds no settings but a list', 'Write lines `key: value`.')
     return OmegaConf.to_container(data, resolve=False)
 
 def _read_override(text):
-    if '=' not in text: raise RecipeError(f'override {text!r}', '', "has no '='", 'Write it as group.key=value.')
+    source,mend = f'override {text!r}','Write it as group.key=value.'
+    if '=' not in text: raise RecipeError(source, '', "has no '='", mend)
     try: return OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as e:
-        raise RecipeError(f'override {text!r}', '', f'cannot be read ({" ".join(str(e).split())})', 'Write it as group.key=value.') from None
+        raise RecipeError(source, '', f'cannot be read ({" ".join(str(e).split())})', mend) from None
 
 # %% ../../nbs/core/01_recipe.ipynb #cc866210
 _preset_folders = []
@@ -215,7 +222,8 @@ def list_presets(
 def _find_preset(task, preset):
     if str(preset).endswith(('.yaml', '.yml')): return Path(preset),str(preset)
     files = _preset_files(task)
-    if preset not in files: raise RecipeError(f'task {task!r}', '', f'preset {preset!r} is unknown', nearest(preset, sorted(files)))
+    mend = nearest(preset, sorted(files))
+    if preset not in files: raise RecipeError(f'task {task!r}', '', f'preset {preset!r} is unknown', mend)
     return files[preset],f'{task}/{preset}.yaml'
 
 # %% ../../nbs/core/01_recipe.ipynb #403fd4c4
@@ -229,7 +237,8 @@ def _finish(cfg, sources):
     source = next(iter(sources.values()), OmegaConf.get_type(cfg).__name__)
     try: OmegaConf.resolve(cfg)
     except OmegaConfBaseException as e:
-        raise RecipeError(sources.get(e.full_key, source), e.full_key or '', f'cannot be resolved ({str(e).splitlines()[0]})', 'Mend the reference.') from None
+        key,fault = e.full_key or '',f'cannot be resolved ({str(e).splitlines()[0]})'
+        raise RecipeError(sources.get(key, source), key, fault, 'Mend the reference.') from None
     if missing := sorted(OmegaConf.missing_keys(cfg)): raise RecipeError(source, missing[0], 'has no value', 'Set it.')
     _check(cfg, sources)
     return cfg
@@ -250,30 +259,38 @@ def load_recipe(
     "Defaults ← preset ← environment ← overrides; `RecipeError` names the key, the file and the nearest valid key."
     cls = _recipe_class(task, 'load_recipe')
     env = getattr(env, 'name', env) or detect_env().name
-    if env not in _environments: raise RecipeError('load_recipe', 'env', f'{env!r} is unknown', nearest(env, _environments))
+    _known_environment(env, 'env', 'load_recipe')
     cfg,sources = Recipe(content=cls),{}
     if preset is not None:
         path,source = _find_preset(task, preset)
         data = _read_yaml(path)
         overlays = _overlays(data.pop('environments', None), source)
-        if (other := data.get('task', task)) != task: raise RecipeError(source, 'task', f'is {other!r}, not {task!r}', 'Choose the task that the file is for.')
+        if (other := data.get('task', task))!=task: raise RecipeError(source, 'task', f'is {other!r}', f'It must be {task!r} here.')
         _fill(cfg, {'name': path.stem} | data, source, sources, cls)
         for name,overlay in overlays.items(): # all are checked, one is used
-            _fill(cfg if name==env else Recipe(content=cls), overlay, f'{source} (environments.{name})', sources if name==env else {}, cls)
+            to = (cfg, sources) if name==env else (Recipe(content=cls), {})
+            _fill(to[0], overlay, f'{source} (environments.{name})', to[1], cls)
     _fill_overrides(cfg, overrides, sources)
     return _finish(cfg, sources)
 
 # %% ../../nbs/core/01_recipe.ipynb #c347ce26
 def _overlays(block, source):
     if block is None: return {}
-    if not isinstance(block, dict): raise RecipeError(source, 'environments', f'is {block!r}', f'It takes groups: {", ".join(_environments)}.')
+    mend = f'It takes groups: {", ".join(_environments)}.'
+    if not isinstance(block, dict): raise RecipeError(source, 'environments', f'is {block!r}', mend)
     for name,overlay in block.items():
-        if name not in _environments: raise RecipeError(source, f'environments.{name}', 'is unknown', nearest(name, _environments))
-        if not isinstance(overlay, dict): raise RecipeError(source, f'environments.{name}', f'is {overlay!r}', 'It takes a group of settings.')
+        key = f'environments.{name}'
+        _known_environment(name, key, source)
+        if not isinstance(overlay, dict): raise RecipeError(source, key, f'is {overlay!r}', 'It takes a group of settings.')
     return block
 
+def _known_environment(name, key, source):
+    if name not in _environments: raise RecipeError(source, key, f'{name!r} is unknown', nearest(name, _environments))
+
 # %% ../../nbs/core/01_recipe.ipynb #ebb1c37d
-def _plain(recipe): return OmegaConf.to_container(recipe if OmegaConf.is_config(recipe) else OmegaConf.structured(recipe), resolve=True)
+def _plain(recipe):
+    cfg = recipe if OmegaConf.is_config(recipe) else OmegaConf.structured(recipe)
+    return OmegaConf.to_container(cfg, resolve=True)
 
 def save_recipe(
     recipe, # A recipe
@@ -282,7 +299,7 @@ def save_recipe(
     "Write the resolved recipe, whole or not at all."
     path = Path(folder)/'recipe.yaml'
     if path.resolve().is_relative_to(_package_recipes().resolve()):
-        raise RecipeError(path, '', 'lies among the packaged presets', 'They are never written to; choose a folder for the run.')
+        raise RecipeError(path, '', 'lies among the packaged presets', 'They are never written to; choose another folder.')
     with atomic_write(path, 'w') as f: f.write(OmegaConf.to_yaml(OmegaConf.create(_plain(recipe))))
     return path
 
