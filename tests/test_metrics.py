@@ -22,7 +22,8 @@ def test_counts_equal_the_plain_loop(n, dtype):
     p,t = p.masked_fill(hole, 99).to(dtype),t.masked_fill(hole, 255).to(dtype)   # what 99 stands on is never looked at
     want = slow_counts(p.long(), t.long(), n, 255)
     assert (count_pairs(p, t, n).numpy() == want).all()
-    assert (count_pairs(p, t, n, per_item=True).numpy() == [slow_counts(a, b, n, 255) for a,b in zip(p.long(), t.long())]).all()
+    want = [slow_counts(a, b, n, 255) for a,b in zip(p.long(), t.long())]
+    assert (count_pairs(p, t, n, per_item=True).numpy() == want).all()
 
 @pytest.mark.parametrize('ignore', [None, -100, -1, 0, 2, 255, 300])
 def test_ignore_is_exact_whatever_the_dtype(ignore):
@@ -47,7 +48,8 @@ def test_ignore_is_exact_whatever_the_dtype(ignore):
     ([0.,1.], [0,1], 'must be integers'),
     (torch.zeros(2), [0,1], 'prediction: class ids must be integers.*argmax'),
     ([0,1], torch.zeros(2), 'truth: class ids'),
-    (list(range(9)), list(range(9)), 'class id 4, 5, 6, 7, 8, outside'), (list(range(12)), list(range(12)), 'and 3 more')])
+    (list(range(9)), list(range(9)), 'class id 4, 5, 6, 7, 8, outside'),
+    (list(range(12)), list(range(12)), 'and 3 more')])
 def test_bad_ids_are_named(pred, targ, match):
     with pytest.raises(ValueError, match=match): ConfusionMatrix(4).update(pred, targ)
 
@@ -66,10 +68,12 @@ def test_odd_containers(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         for a in (np.memmap(tmp_path/'t', np.uint8, 'r', shape=t.shape), t[::-1][::-1], t.astype('>u2'),
-                  t.astype(np.uint32), t.astype(np.int8), t > 0, Image.fromarray(t), t.tolist(), torch.tensor(t).T.contiguous().T):
+                  t.astype(np.uint32), t.astype(np.int8), t > 0, Image.fromarray(t), t.tolist(),
+                  torch.tensor(t).T.contiguous().T):
             assert (count_pairs(p, a, 2).numpy() == want).all()
-        assert count_pairs(np.zeros((0,4), np.uint8), np.zeros((0,4), np.uint8), 2).sum() == 0
-        assert count_pairs(np.zeros((0,4), np.uint8), np.zeros((0,4), np.uint8), 2, per_item=True).shape == (0,2,2)
+        empty = np.zeros((0,4), np.uint8)
+        assert count_pairs(empty, empty, 2).sum() == 0
+        assert count_pairs(empty, empty, 2, per_item=True).shape == (0,2,2)
 
 @pytest.mark.parametrize('seed', range(20))
 def test_perfect_is_one_and_stays_in_range(seed):
@@ -81,7 +85,8 @@ def test_perfect_is_one_and_stays_in_range(seed):
 def test_long_scales_against_decimals():
     from decimal import Decimal, getcontext
     getcontext().prec = 80
-    m = [[12345678901, 987654321, 55, 1], [23456789, 5555555555, 7654321, 12], [3, 1234567, 99999999, 5], [0, 2, 17, 4321]]
+    m = [[12345678901, 987654321, 55, 1], [23456789, 5555555555, 7654321, 12], [3, 1234567, 99999999, 5],
+         [0, 2, 17, 4321]]
     t,p,s = [sum(r) for r in m],[sum(c) for c in zip(*m)],sum(map(sum, m))
     num = Decimal(sum(m[i][i] for i in range(4))*s - sum(a*b for a,b in zip(t, p)))
     want = num / (Decimal(s*s - sum(o*o for o in p)) * Decimal(s*s - sum(o*o for o in t))).sqrt()

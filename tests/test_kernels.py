@@ -1,0 +1,42 @@
+"Every generated kernel runs headless in a made-up Kaggle, and the demo command tells where things lie."
+import json, os, subprocess, sys
+import nbformat, pytest
+from clearsight_nb.core.kernels import run_kernel, slugify
+from conftest import ROOT
+
+KERNELS = sorted((ROOT/'kaggle_kernels').glob('*/*.ipynb'))
+
+@pytest.mark.parametrize('kernel', KERNELS, ids=lambda p: p.stem)
+def test_kernel_is_well_formed(kernel):
+    nb,meta = nbformat.read(kernel, as_version=4), json.loads((kernel.parent/'kernel-metadata.json').read_text())
+    nbformat.validate(nb)
+    assert not any(c.get('outputs') or '#|' in c.source for c in nb.cells)
+    assert meta['code_file'] == kernel.name and meta['id'].split('/')[1] == slugify(meta['title'])
+    assert meta['is_private'] is True and meta['enable_internet'] is False
+
+@pytest.mark.parametrize('layout', ['kaggle/input/{}', 'kaggle/input/competitions/{}'])
+def test_glacier_kernel_on_kaggle(layout, tmp_path):
+    "Data in either mount layout is found, read-only; everything is written under working/."
+    from clearsight_nb.glacier import glacier_sample
+    data = tmp_path/layout.format('glacierhack-2025')
+    glacier_sample(data, tiles=6, size=64, seed=1)
+    for p in [data, *data.rglob('*')]: p.chmod(0o555 if p.is_dir() else 0o444)
+    before = {p: p.stat().st_mtime_ns for p in data.rglob('*')}
+    work = tmp_path/'kaggle/working'
+    heard = []
+    env = dict(KAGGLE_KERNEL_RUN_TYPE='Batch', CLEARSIGHT_KAGGLE_ROOT=str(tmp_path/'kaggle'), SMOKE='1', CLEARSIGHT_PROGRESS='text')
+    run_kernel(ROOT/'kaggle_kernels/glacier/glacier.ipynb', work, env, echo=heard.append)
+    assert before == {p: p.stat().st_mtime_ns for p in data.rglob('*')}
+    assert not (work/'sample').exists(), 'the attached data was not used'
+    text = ''.join(heard)
+    assert 'r_k' in text and list(work.glob('submission/img*.tif')) and list(work.glob('runs/glacier/*/checkpoints/best.pt'))
+
+def test_demo_command(tmp_path):
+    "`make demo SMOKE=1` streams its progress and ends with the places to look at; an unknown task is named."
+    run = lambda task: subprocess.run([sys.executable, 'tools/demo.py', task], cwd=ROOT, env=os.environ | dict(SMOKE='1'), capture_output=True, text=True)
+    done = run('glacier')
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    for place in ('demo/glacier/glacier.ipynb', 'demo/glacier/figures', 'demo/glacier/submission'):
+        assert place in done.stdout and (ROOT/place).exists()
+    wrong = run('glaciers')
+    assert wrong.returncode and 'glacier' in wrong.stderr and 'There is no kernel' in wrong.stderr
