@@ -55,4 +55,4 @@ if __name__ == '__main__':
     for levels in (8, 16, 32):
         r = run(levels=levels)
         print(f"{r['name']}, {torch.get_num_threads()} threads: {r['ours']*1e3:.0f} ms against {r['peer']:.1f} s "
-              f"(scaled from 1,024 windows), ratio {r['ratio']:.0f} (target ≥ {r['target']:.0f} at 16 levels)")
+            f"(scaled from 1,024 windows), ratio {r['ratio']:.0f} (target ≥ {r['target']:.0f} at 16 levels)")

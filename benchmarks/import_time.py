@@ -13,7 +13,7 @@ def run(repeats=5):
     both = [(seconds('from clearsight_nb.glacier import *'), seconds('from fastai.vision.all import *')) for _ in range(repeats + 1)]
     ours,peer = (median(t) for t in zip(*both[1:]))  # the first pair warms the disk
     return dict(name='import of clearsight_nb.glacier against fastai.vision.all', ours=ours, peer=peer, ratio=ours/peer,
-                target=1.1, lower_is_better=True, unit='s')
+        target=1.1, lower_is_better=True, unit='s')
 
 if __name__ == '__main__':
     r = run()

@@ -6,9 +6,7 @@ Timed, on the same arrays in memory (25 tiles of 512², 4 classes, shares 70/25/
 Both give the same matrix and R_K, which is checked.
 The best of several runs counts. uint8 ids are timed too (`detail`).
 """
-import time
-import numpy as np
-import torch
+import time, numpy as np, torch
 from sklearn.metrics import confusion_matrix, matthews_corrcoef
 from clearsight_nb.core.metrics import ConfusionMatrix
 
@@ -48,9 +46,9 @@ def run():
     mine8,theirs8 = compare(np.uint8)
     detail = f'uint8: {mine8:.1f} against {theirs8:.0f} ms, {theirs8/mine8:.0f}x; threads: {torch.get_num_threads()}'
     return dict(name='metrics: 25 tiles, matrix and R_K, against scikit-learn', ours=mine, peer=theirs,
-                ratio=theirs/mine, target=20, unit='ms', detail=detail)
+        ratio=theirs/mine, target=20, unit='ms', detail=detail)
 
 if __name__ == '__main__':
     res = run()
     print(f"{res['name']}: {res['ours']:.1f} {res['unit']} against {res['peer']:.0f} {res['unit']}, "
-          f"{res['ratio']:.0f}x (target >= {res['target']}x); {res['detail']}")
+        f"{res['ratio']:.0f}x (target >= {res['target']}x); {res['detail']}")

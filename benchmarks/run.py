@@ -14,7 +14,7 @@ def main(names):
     rows = [importlib.import_module(name).run() for name in names]
     met = lambda r: r['ratio'] <= r['target'] if r.get('lower_is_better') else r['ratio'] >= r['target']
     lines = [f"| {r['name']} | {r['ours']:.3g} {r['unit']} | {r['peer']:.3g} {r['unit']} | {r['ratio']:.3g} | "
-             f"{'≤' if r.get('lower_is_better') else '≥'} {r['target']:g} | {'yes' if met(r) else 'no'} |" for r in rows]
+        f"{'≤' if r.get('lower_is_better') else '≥'} {r['target']:g} | {'yes' if met(r) else 'no'} |" for r in rows]
     table = '\n'.join(['| benchmark | ours | peer | ratio | target | met |', '|---|---|---|---|---|---|', *lines])
     print(table)
     return table, all(map(met, rows))

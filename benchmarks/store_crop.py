@@ -37,7 +37,7 @@ def run(tiles=25, crop=256, seed=0, rounds=15, rows=ROWS):
         for o in windows[:tiles]: assert (ours(*o)==peer(*o)).all() # equal, and from here on both are warm
         a,b = zip(*[(per_call(ours, windows)*1e3, per_call(peer, windows[:tiles])*1e3) for _ in range(rounds)])
     return dict(name=f'{crop}² crop of 5 bands, store against tifffile on deflate', ours=min(a), peer=min(b),
-                ratio=min(b)/min(a), target=200, unit='ms')
+        ratio=min(b)/min(a), target=200, unit='ms')
 
 if __name__ == '__main__':
     def line(r):

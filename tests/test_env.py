@@ -22,7 +22,7 @@ def test_detecting_does_not_import_torch():
     assert fresh('import sys; from clearsight_nb.core.env import detect_env; repr(detect_env()); print("torch" in sys.modules)')=='False'
 
 @pytest.mark.parametrize('environ,name', [({}, 'local'), (KAGGLE, 'kaggle'), (dict(SLURM_JOB_ID='7'), 'slurm'),
-                                          (KAGGLE | dict(SLURM_JOB_ID='7'), 'kaggle'), (dict(KAGGLE_KERNEL_RUN_TYPE=''), 'local')])
+    (KAGGLE | dict(SLURM_JOB_ID='7'), 'kaggle'), (dict(KAGGLE_KERNEL_RUN_TYPE=''), 'local')])
 def test_kind_from_the_real_environment(environ, name):
     assert fresh('from clearsight_nb.core.env import detect_env; print(detect_env().name)', **environ)==name
 
@@ -76,7 +76,7 @@ def kaggle(tmp_path):
     return env
 
 @pytest.mark.parametrize('folder', ['glacierhack', 'competitions/glacierhack', 'datasets/ana/glacierhack', 'glacierhack/train2', 'datasets/ana/glacierhack/a/b',
-                                    'somebody-elses-name', 'datasets/bo/copy/train2'])
+    'somebody-elses-name', 'datasets/bo/copy/train2'])
 def test_layouts(kaggle, folder):
     kaggle.make(f'{folder}/Train/Band1', 'wheels', 'datasets/bo/other')
     assert kaggle.find_input('glacierhack', known_file='Train/Band1')==kaggle.roots[0]/folder

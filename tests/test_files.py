@@ -3,7 +3,7 @@ import errno, json, os, random, shutil, signal, stat, subprocess, sys, threading
 from pathlib import Path
 import pytest
 from clearsight_nb.core.files import (DataError, DataReport, atomic_write, check_manifest, list_images, make_manifest, pair_files, read_json,
-                                      safe_path, sweep_leftovers, write_json)
+    safe_path, sweep_leftovers, write_json)
 
 def run(code, *args, **kw): return subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, timeout=60, **kw)
 
@@ -143,7 +143,7 @@ def test_block_may_close_the_file(tmp_path):
     assert (tmp_path/'a').read_bytes()==b'x'
 
 HOSTILE = ['/etc/passwd', '//etc/passwd', '../x', 'a/../../x', '..', 'a/..', 'C:\\x', 'c:x', 'a\\..\\x', '\\\\host\\x', 'a\0b', '', 'out/x', 'in/out/x',
-           'loop/x', 'file_link']
+    'loop/x', 'file_link']
 
 @pytest.mark.parametrize('rel', HOSTILE)
 def test_safe_path_refuses(tmp_path, rel):

@@ -1,10 +1,8 @@
-"""Bad input to the glacier reader: each fault is one clear error, or a listed skip, before training starts."""
-import os, re, struct, tracemalloc
-from pathlib import Path
+'Bad input to the glacier reader: each fault is one clear error, or a listed skip, before training starts.'
+import os, re, tracemalloc
 import numpy as np, pytest, tifffile
 from clearsight_nb.core.files import DataError, IGNORE
-from clearsight_nb.glacier.data import (BandStack, CLASS_NAMES, GLACIER_BANDS, LABEL_VALUES, LabelCodec, check_glacier,
-                                        match_tiles, read_tif, valid_mask)
+from clearsight_nb.glacier.data import BandStack, CLASS_NAMES, GLACIER_BANDS, LABEL_VALUES, LabelCodec, check_glacier, read_tif, valid_mask
 
 SIZE = 16
 IMG = {**{b: 'img{:03d}.tif' for b in GLACIER_BANDS}, 'labels': 'img{:03d}.tif'}
@@ -71,8 +69,7 @@ TILE_FAULTS = {
     'zero bytes': (lambda r: (r/'Train/Band1/img002.tif').write_bytes(b''), 'Band1/img002.tif', 'empty (0 bytes)'),
     'not a TIFF': (lambda r: (r/'Train/Band1/img002.tif').write_text('<html>404 Not Found</html>'), 'Band1/img002.tif', 'cannot be read as a TIFF'),
     'a folder named like a tile': (lambda r: [(r/'Train/Band1/img002.tif').unlink(), (r/'Train/Band1/img002.tif').mkdir()], None, 'img002'),
-    'all nodata': (all_nodata, 'img002', 'every pixel is nodata'),
-}
+    'all nodata': (all_nodata, 'img002', 'every pixel is nodata'),}
 
 @pytest.mark.parametrize('fault', TILE_FAULTS)
 def test_bad_tile(root, fault):
@@ -109,8 +106,7 @@ SET_FAULTS = {
     'empty band folder': (lambda r: [p.unlink() for p in (r/'Train/Band4').iterdir()], 'holds no .tif file'),
     'no labels': (drop('labels'), "no folder 'labels'"),
     'one class': (lambda r: relabel(r, band(85, np.uint8)), 'all pixels are glacier'),
-    'no name in common': (lambda r: [p.rename(p.with_name(f'x{i}.tif')) for i,p in enumerate((r/'Train/Band2').iterdir())], 'no tile is in every folder'),
-}
+    'no name in common': (lambda r: [p.rename(p.with_name(f'x{i}.tif')) for i,p in enumerate((r/'Train/Band2').iterdir())], 'no tile is in every folder'),}
 
 @pytest.mark.parametrize('on_bad', ('raise', 'skip'))
 @pytest.mark.parametrize('fault', SET_FAULTS)
@@ -155,8 +151,8 @@ def patch_tags(file, **tags):
         for k,v in tags.items(): t.pages[0].tags[k].overwrite(v)
 
 @pytest.mark.parametrize('tags', (dict(ImageWidth=2**31-1, ImageLength=2**31-1), dict(ImageWidth=10**6, ImageLength=10**6, RowsPerStrip=10**6),
-                                  dict(ImageWidth=11000, ImageLength=11000), dict(RowsPerStrip=2**31-1, ImageLength=2**31-1),
-                                  dict(StripByteCounts=2**31-1)))
+    dict(ImageWidth=11000, ImageLength=11000), dict(RowsPerStrip=2**31-1, ImageLength=2**31-1),
+    dict(StripByteCounts=2**31-1)))
 @pytest.mark.parametrize('compression', (None, 'deflate', 'lzw'))
 def test_header_bomb(root, tags, compression):
     "A header that declares gigabytes is refused before memory is taken"

@@ -1,4 +1,4 @@
-"""What nbs/core/10_metrics.ipynb cannot show: two processes, GPU, odd inputs, brute force."""
+'What nbs/core/10_metrics.ipynb cannot show: two processes, GPU, odd inputs, brute force.'
 import os, pickle, socket, subprocess, sys, warnings
 from pathlib import Path
 import numpy as np, pytest, torch

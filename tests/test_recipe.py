@@ -5,7 +5,7 @@ import pytest, clearsight_nb
 from clearsight_nb.core import recipe as module
 from clearsight_nb.core.files import write_json
 from clearsight_nb.core.recipe import (Recipe, RecipeError, TrainingRecipe, add_presets, choice, list_presets, load_recipe, number, read_recipe, recipe_diff,
-                                       recipe_hash, register_recipe, save_recipe)
+    recipe_hash, register_recipe, save_recipe)
 
 PACKAGED = sorted((p.parent.name, p.stem) for p in module._package_recipes().glob('*/*.yaml'))
 
@@ -137,8 +137,8 @@ def test_slip_of_the_finger(kites, key):
     assert f"Did you mean 'training.{key}'?" in str(e.value) and f"override 'training.{typo}=1'" in str(e.value)
 
 WRONG = [('training.epochs', 'ten', 'int'), ('training.epochs', 2.5, 'int'), ('training.lr', 'fast', 'float'), ('training.keep_steps', 'perhaps', 'bool'),
-         ('training.steps', 'x', 'int or null'), ('training.lr', None, 'float'), ('sizes', 'x', 'list[int]'), ('sizes', ['x'], 'list[int]'),
-         ('weights', dict(a='x'), 'dict[str, float]'), ('training.grad_clip', True, 'float or null')]
+    ('training.steps', 'x', 'int or null'), ('training.lr', None, 'float'), ('sizes', 'x', 'list[int]'), ('sizes', ['x'], 'list[int]'),
+    ('weights', dict(a='x'), 'dict[str, float]'), ('training.grad_clip', True, 'float or null')]
 
 @pytest.mark.parametrize('key,value,kind', WRONG)
 def test_wrong_type(kites, tmp_path, key, value, kind):
@@ -155,7 +155,7 @@ def test_refused_override(kites, override):
     assert override in str(e.value)
 
 BAD = [b'- a\n- b', b'just text', b'a: [1', b'\xff\xfe\x00', b'lr: !!python/object/apply:os.system ["true"]', b'a: 1\na: 2', b'\tx: 1', b'? [a, b]\n: 1', b'1: 2',
-       b'training:\n- 1', b'name: {a: 1}', b'task: [1]']
+    b'training:\n- 1', b'name: {a: 1}', b'task: [1]']
 
 @pytest.mark.parametrize('data', BAD)
 def test_bad_files(kites, tmp_path, data):

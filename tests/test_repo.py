@@ -26,7 +26,7 @@ def test_generated_files_follow_from_the_notebooks(tmp_path):
         assert run.returncode == 0, run.stdout + run.stderr
     here = {f: (ROOT/f).read_bytes() for f in files}
     there = {p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()
-             and not {'__pycache__'} & set(p.parts) and not p.name.endswith('.egg-info')}
+        and not {'__pycache__'} & set(p.parts) and not p.name.endswith('.egg-info')}
     changed = sorted(f for f in here.keys() | there.keys() if here.get(f) != there.get(f))
     assert not changed, f'`make export` would change: {changed}'
 

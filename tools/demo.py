@@ -1,5 +1,5 @@
 "Run a task's Kaggle kernel on embedded data, headless: `python tools/demo.py glacier`. SMOKE=1 makes it quick."
-import os, sys, time
+import os, re, shutil, sys, time
 from pathlib import Path
 from clearsight_nb.core.kernels import run_kernel
 
@@ -10,9 +10,10 @@ def main(task):
     if not kernel.exists():
         there = ', '.join(sorted(p.name for p in (ROOT/'kaggle_kernels').iterdir()))
         sys.exit(f'There is no kernel for {task!r}. Use TASK= one of: {there}')
+    shutil.rmtree(work, ignore_errors=True)  # a demo always begins at the beginning
     start = time.time()
     try: run_kernel(kernel, work, dict(CLEARSIGHT_PROGRESS='text', PYTHONWARNINGS='ignore'))
-    except Exception as e: sys.exit(f'{e}\n\nThe demo stopped here. What ran before the error is in {os.path.relpath(work/kernel.name)}')
+    except Exception as e: sys.exit(re.sub(r'\x1b\[[0-9;]*m', '', str(e)) + f'\n\nThe demo stopped here. What ran before the error is in {os.path.relpath(work/kernel.name)}')
     print(f'\nThe {task} demo took {time.time()-start:.0f} s. Look at:')
     for what,path in (('notebook, executed', kernel.name), ('figures', 'figures'), ('run (weights, log, recipe)', f'runs/{task}'), ('submission', 'submission')):
         if (work/path).exists(): print(f'  {what:<28}{os.path.relpath(work/path)}')

@@ -14,11 +14,19 @@ def link_from_root(match):
     text,url = match.groups()
     return match.group(0) if '://' in url or url.startswith('#') else f'[{text}]({posixpath.normpath("nbs/" + url)})'
 
+def is_bar(output):
+    "A progress bar or its style sheet, which say nothing once the work is done."
+    html = ''.join(output.get('data', {}).get('text/html', ''))
+    return 'progress' in html and '<table' not in html
+
 def readme(page=ROOT/'nbs/index.ipynb'):
     "README.md and its pictures, as the front page shows them."
     nb = nbformat.read(page, as_version=4)
     for c in nb.cells: c.source = kernel_source(c.source) if c.cell_type == 'code' else re.sub(r'\[([^]]*)\]\(([^)]*)\)', link_from_root, c.source)
+    for c in nb.cells:
+        if c.cell_type == 'code': c.outputs = [o for o in c.outputs if not is_bar(o)]
     nb.cells = [c for c in nb.cells if c.source]
+    nb.metadata['language_info'] = dict(name='python')
     text,extras = MarkdownExporter().from_notebook_node(nb, resources=dict(unique_key='readme', output_files_dir=IMAGES))
     for name,data in extras['outputs'].items():
         (ROOT/name).parent.mkdir(parents=True, exist_ok=True)

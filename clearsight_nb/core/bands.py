@@ -183,7 +183,9 @@ def show_legend(
     "Patches and names of all classes that have a colour."
     shown = [(n,c) for n,c in zip(names, _colours(len(names), colours)) if c is not None]
     own = [Patch(color=c, alpha=max(alpha, .6), label=n) for n,c in shown]
-    where = dict(loc='upper center', bbox_to_anchor=(.5, .06) if isinstance(ctx, plt.Figure) else (.5, -.02))
+    fig = isinstance(ctx, plt.Figure)
+    if fig and ctx.get_constrained_layout(): where = dict(loc='outside lower center')
+    else: where = dict(loc='upper center', bbox_to_anchor=(.5, .06) if fig else (.5, -.02))
     return ctx.legend(handles=own, ncol=min(len(own) or 1, 4), frameon=False, fontsize=8, **where)
 
 # %% ../../nbs/core/03_bands.ipynb #7201fcc3
@@ -235,7 +237,7 @@ def _show_rows(xs, masks, titles, ctxs, kind, clip, colours, alpha):
 # %% ../../nbs/core/03_bands.ipynb #a057a6d7
 @dispatch
 def show_batch(x:TensorBands, y:TensorMask, samples, ctxs=None, max_n=6, nrows=None, ncols=None, figsize=None,
-               kind=None, clip=(2,98), colours=None, alpha=.5, **kwargs):
+    kind=None, clip=(2,98), colours=None, alpha=.5, **kwargs):
     "Tiles, each plain and tinted; `kind`, `clip` as in `composite`, `colours`, `alpha` as in `show_overlay`."
     xs,ys = [samples.itemgot(i)[:max_n] for i in (0,1)]
     pick_bands(check_bands(xs[0]), kind)
@@ -246,7 +248,7 @@ def show_batch(x:TensorBands, y:TensorMask, samples, ctxs=None, max_n=6, nrows=N
 
 @dispatch
 def show_results(x:TensorBands, y:TensorMask, samples, outs, ctxs=None, max_n=4, nrows=None, ncols=None, figsize=None,
-                 kind=None, clip=(2,98), colours=None, alpha=.5, **kwargs):
+    kind=None, clip=(2,98), colours=None, alpha=.5, **kwargs):
     "Rows of tile, truth and prediction; options as in `show_batch`."
     xs,ys,preds = [o[:max_n] for o in (samples.itemgot(0), samples.itemgot(1), outs.itemgot(0))]
     pick_bands(check_bands(xs[0]), kind)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['machine_kind', 'find_roots', 'Device', 'memory_gib', 'list_devices', 'count_cores', 'shared_memory', 'count_workers',
-           'find_deadline', 'Env', 'detect_env', 'find_input', 'env_facts', 'show_env']
+           'find_deadline', 'Env', 'detect_env', 'env_facts', 'show_env']
 
 # %% ../../nbs/core/00_env.ipynb #e47bd960
 import importlib.metadata,os,platform,re,shutil,time

@@ -86,13 +86,13 @@ def _check(self:Crops):
     (h,w),(th,tw) = self.size,self.labels.shape[1:]
     if h>th or w>tw or min(h, w)<1:
         raise DataError('training crops', f'a crop of {h}×{w} pixels does not fit into tiles of {th}×{tw}',
-                        f'Choose a crop of 1 to {min(th, tw)} pixels (data.crop in a recipe).')
+            f'Choose a crop of 1 to {min(th, tw)} pixels (data.crop in a recipe).')
     if not len(self.tiles): raise DataError('training crops', 'there are no training tiles', 'Give at least one.')
     if self.tiles.min()<0 or self.tiles.max()>=len(self.labels):
         raise ValueError(f'tiles are 0 to {len(self.labels)-1}, not {self.tiles.min()} to {self.tiles.max()}')
     for fine,fault in ((self.n>=1, f'n={self.n} must be at least 1'), (self.seed>=0, f'seed={self.seed} must not be negative'),
-                       (self.interface>=1, f'interface={self.interface} must be at least 1'),
-                       (0<=self.jitter<=1, f'jitter={self.jitter} must be 0 to 1')):
+        (self.interface>=1, f'interface={self.interface} must be at least 1'),
+        (0<=self.jitter<=1, f'jitter={self.jitter} must be 0 to 1')):
         if not fine: raise ValueError(fault)
 
 # %% ../../nbs/glacier/05_crops.ipynb #42e806aa
@@ -122,7 +122,7 @@ def _rows(self:Crops, t):
     top = int(np.where(y==IGNORE, 0, y).max())
     if top<len(self.target): return row_weights(y, len(self.target), self.interface, self.pair)
     raise DataError(f'tile {t}', f'its label holds class {top}, but target has {len(self.target)} shares',
-                    'Give a share for every class.')
+        'Give a share for every class.')
 
 # %% ../../nbs/glacier/05_crops.ipynb #7185268a
 @patch

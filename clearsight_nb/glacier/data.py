@@ -17,9 +17,9 @@ from ..core.files import DataError, DataReport, IGNORE, list_images, list_some, 
 
 # %% ../../nbs/glacier/00_data.ipynb #4127ccaf
 #: Competition folder → wavelength name, in channel order
-GLACIER_BANDS = {'Band1':'blue', 'Band2':'green', 'Band3':'red', 'Band4':'swir1', 'Band5':'tir'}
+GLACIER_BANDS = dict(Band1='blue', Band2='green', Band3='red', Band4='swir1', Band5='tir')
 #: Wavelength name → band number on Landsat 8 and 9 (OLI and TIRS)
-LANDSAT_BANDS = {'blue':'B2', 'green':'B3', 'red':'B4', 'swir1':'B6', 'tir':'B10'}
+LANDSAT_BANDS = dict(blue='B2', green='B3', red='B4', swir1='B6', tir='B10')
 #: Class id is the place in these lists
 CLASS_NAMES = ('background', 'glacier', 'debris', 'lake')
 LABEL_VALUES = (0, 85, 170, 255)
@@ -35,8 +35,7 @@ class LabelCodec:
         unknown='raise',      # A value that is no class: 'raise' DataError, or 'ignore' the pixel
     ):
         self.values,self.names,self.unknown = tuple(values),tuple(names),unknown
-        if len(self.values) != len(self.names):
-            raise ValueError(f'{len(self.values)} values but {len(self.names)} names')
+        if len(self.values) != len(self.names): raise ValueError(f'{len(self.values)} values but {len(self.names)} names')
         if unknown not in ('raise', 'ignore'): raise ValueError(f"unknown={unknown!r}: choose 'raise' or 'ignore'")
         self.colors = tuple(colors)[:len(names)] if colors is not None else _hues(len(names))
         self.to_id = np.full(256, IGNORE, np.uint8)
@@ -78,8 +77,7 @@ def encode(self:LabelCodec,
     "Label values of class ids"
     ids = np.asarray(ids)
     bad = (ids != IGNORE) & ((ids < 0) | (ids >= len(self)))
-    if bad.any():
-        raise ValueError(f'class ids {np.unique(ids[bad])[:8].tolist()} are not in 0…{len(self)-1} and not {IGNORE}')
+    if bad.any(): raise ValueError(f'class ids {np.unique(ids[bad])[:8].tolist()} are not in 0…{len(self)-1} and not {IGNORE}')
     return self.to_value[ids.astype(np.uint8)]
 
 # %% ../../nbs/glacier/00_data.ipynb #8103fd6c
@@ -208,8 +206,7 @@ def _find_root(root, folders):
     if not root.exists():
         raise DataError(root, 'there is no such folder',
             f'In {root.parent.name or "/"} there is: {list_some(root.parent)}.')
-    if not root.is_dir():
-        raise DataError(root, 'is a file, not a folder', f'Give the folder that holds {", ".join(folders)}.')
+    if not root.is_dir(): raise DataError(root, 'is a file, not a folder', f'Give the folder that holds {", ".join(folders)}.')
     here,places = root,[]
     for _ in range(3):
         places.append(here)
@@ -253,7 +250,7 @@ def _find(self:BandStack, root, folders):
     low = {f.lower(): f for f in folders}
     self.root = None if isinstance(root, dict) else _find_root(root, low)
     there = ({str(k).lower(): Path(p) for k,p in root.items()} if self.root is None else
-             {d.name.lower(): d for d in sorted(self.root.iterdir()) if d.is_dir()})
+        {d.name.lower(): d for d in sorted(self.root.iterdir()) if d.is_dir()})
     if missing := [f for l,f in low.items() if l not in there]:
         raise DataError(self.where, f'has no folder {", ".join(missing)}; there is {", ".join(there) or "none"}',
             'Add the missing band, or name the folders that you have with bands={folder: name, …}.')
@@ -317,8 +314,7 @@ def raw_label(self:BandStack,
     tile,            # Tile name
 ) -> np.ndarray:     # Class ids (H,W), uint8
     "The label of a tile as stored, decoded, nodata not yet taken out"
-    if not self.has_labels:
-        raise DataError(self.where, "has no folder 'labels' or 'label'", 'Add it, or give it with labels=….')
+    if not self.has_labels: raise DataError(self.where, "has no folder 'labels' or 'label'", 'Add it, or give it with labels=….')
     file = self.files[tile]['labels']
     return self.codec.decode(read_tif(file), file)
 
@@ -351,8 +347,7 @@ def subset(self:BandStack,
     names,           # Tile names to keep, in this order
 ) -> 'BandStack':    # A stack of these tiles only
     "The same stack with fewer tiles"
-    if lost := [n for n in names if n not in self.files]:
-        raise KeyError(f'no tile {", ".join(map(str, lost))} in {self!r}')
+    if lost := [n for n in names if n not in self.files]: raise KeyError(f'no tile {", ".join(map(str, lost))} in {self!r}')
     res = copy(self)
     res.files = {n: self.files[n] for n in names}
     return res
@@ -391,7 +386,7 @@ def _tile_facts(stack, tile, nan, labels):
     if not valid.any(): raise DataError(tile, 'every pixel is nodata', 'Leave the tile out.')
     px = raw[:,valid]
     facts = dict(shape=raw.shape[1:], dtype=str(raw.dtype), size=valid.size, valid=int(valid.sum()),
-                 nan=int(bad.any(0).sum()), low=px.min(1), high=px.max(1), total=px.sum(1, dtype=np.float64))
+        nan=int(bad.any(0).sum()), low=px.min(1), high=px.max(1), total=px.sum(1, dtype=np.float64))
     if labels:
         y = stack.raw_label(tile)
         stack._same_grid(tile, y, valid)

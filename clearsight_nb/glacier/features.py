@@ -141,11 +141,11 @@ class GLCM:
         self.angles,self.props = tuple(self.angles),tuple(self.props)
         odd = [p for p in self.props if p not in TEXTURES]
         for fine,fault in ((not odd, f'no texture {", ".join(odd)}; there are {", ".join(TEXTURES)}'),
-                           (self.angles and self.props, 'angles and props must not be empty'),
-                           (2<=self.levels<=256, f'levels={self.levels} must be 2 to 256'),
-                           (self.window%2==1, f'window={self.window} must be odd'),
-                           (0<self.distance<self.window, f'distance={self.distance} must be 1 to {self.window-1}, within the window'),
-                           (self.lo<self.hi, f'the range of grey levels must grow: lo={self.lo}, hi={self.hi}')):
+            (self.angles and self.props, 'angles and props must not be empty'),
+            (2<=self.levels<=256, f'levels={self.levels} must be 2 to 256'),
+            (self.window%2==1, f'window={self.window} must be odd'),
+            (0<self.distance<self.window, f'distance={self.distance} must be 1 to {self.window-1}, within the window'),
+            (self.lo<self.hi, f'the range of grey levels must grow: lo={self.lo}, hi={self.hi}')):
             if not fine: raise ValueError(fault)
     @property
     def bands(self): return tuple(f'{self.band}_{p}' for p in self.props) # names of the channels it gives

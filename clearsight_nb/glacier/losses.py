@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['LOSS_PRESETS', 'class_bits', 'class_planes', 'Pixels', 'focal_loss', 'dice_loss', 'soft_rk_loss', 'boundary_map',
-           'boundary_loss', 'boundary_f1_loss', 'edge_loss', 'LossRecipe', 'make_terms', 'GlacierLoss', 'LossTerm',
-           'ramp_callbacks']
+           'boundary_loss', 'boundary_f1_loss', 'edge_loss', 'make_terms', 'GlacierLoss', 'LossTerm', 'ramp_callbacks']
 
 # %% ../../nbs/glacier/11_losses.ipynb #6ead782b
 import math, torch, torch.nn.functional as F
-from dataclasses import dataclass,field,replace
+from dataclasses import replace
 from functools import partial
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from fastai.learner import Metric
 from ..core.files import IGNORE
+from .recipe import LossRecipe
 
 # %% ../../nbs/glacier/11_losses.ipynb #ea9e7043
 def _plain(x): return x.as_subclass(Tensor) if isinstance(x, Tensor) else torch.as_tensor(x)
@@ -25,7 +25,7 @@ def class_bits(
     n:int,        # Number of classes, up to 62
 )->Tensor: # uint8 up to 8 classes, else int64
     "Each pixel's class as a set of one: bit k for class k, no bit where nothing is known"
-    return (1 << y.byte() if n <= 8 else 1 << (y*valid))*valid
+    return (1 << (y.byte() if n <= 8 else y.long()*valid))*valid
 
 def class_planes(
     bits:Tensor, # From `class_bits`
@@ -37,35 +37,30 @@ def class_planes(
 
 # %% ../../nbs/glacier/11_losses.ipynb #f6e68fb5
 class _Shared(torch.autograd.Function):
-    "Logits (b, c, h, w), class bits and validity (0. or 1.) to log-likelihood, probabilities and two class sums"
+    "Logits (b, c, h, w), ids, class bits and validity (0. or 1.) to log-likelihood, probabilities and two class sums"
     @staticmethod
-    def forward(ctx, x, bits, on):
-        planes = lambda: enumerate(class_planes(bits, x.shape[1], x.dtype))
-        p = x.log_softmax(1).clamp_(min=-1e30)   # a logit of -inf is a class ruled out; -inf times 0 would be NaN
-        nll,py,tp = torch.zeros_like(on),torch.zeros_like(on),[]
-        for k,o in planes(): nll.addcmul_(o, p[:,k], value=-1)
-        p.exp_().mul_(on[:,None])
-        for k,o in planes():
-            tp.append(o.mul_(p[:,k]).sum((1,2)))
-            py.add_(o)
-        ctx.save_for_backward(p, py, bits, on)
+    def forward(ctx, x, y, bits, on):
+        p = x.log_softmax(1)
+        nll = p.gather(1, y[:,None])[:,0].neg_().clamp_(max=1e30).mul_(on)   # a logit of -inf rules a class out; inf times 0 is NaN
+        p = p.exp_().mul_(on[:,None])
+        py = torch.exp(-nll).mul_(on)
+        ctx.save_for_backward(p, py, y, on)
         ctx.set_materialize_grads(False)
-        return nll,p,torch.stack(tp, 1),p.sum((2,3))
+        tp = torch.stack([o.mul_(py).sum((1,2)) for o in class_planes(bits, x.shape[1], x.dtype)], 1)
+        return nll,p,tp,p.sum((2,3))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g, gp, b, a):
-        p,py,bits,on = ctx.saved_tensors
-        planes = lambda: enumerate(class_planes(bits, p.shape[1], p.dtype))
-        u,grad = torch.zeros_like(py),torch.empty_like(p)
-        if b is not None:
-            for k,o in planes(): u.addcmul_(o, b[:,k,None,None])
-            u.mul_(py)
+        p,py,y,on = ctx.saved_tensors
+        u = torch.zeros_like(py) if b is None else b.gather(1, y.flatten(1)).view_as(py).mul_(py)
         if g is not None: u.addcmul_(g, on, value=-1)
-        a = [(0 if a is None else a[:,k,None,None]) + (0 if gp is None else gp[:,k]) for k in range(p.shape[1])]
-        mean = sum((o*p[:,k] for k,o in enumerate(a)), u)   # sum of a p over the classes, and u
-        for k,o in planes(): torch.sub(a[k], mean, out=grad[:,k]).mul_(p[:,k]).addcmul_(o, u)
-        return grad,None,None
+        grad = torch.zeros_like(p) if a is None else p*a[:,:,None,None]
+        if gp is not None: grad.addcmul_(p, gp)
+        back = u.clone()
+        for o in grad.unbind(1): back.add_(o)   # sum of a p over the classes, and u
+        grad.addcmul_(p, back[:,None], value=-1)
+        return grad.scatter_add_(1, y[:,None], u[:,None]),None,None,None
 
 # %% ../../nbs/glacier/11_losses.ipynb #3825c8ac
 class Pixels:
@@ -81,23 +76,21 @@ class Pixels:
             raise ValueError(f"logits {tuple(x.shape)} and truth {tuple(y.shape)}: need (b, c, h, w) and (b, h, w)")
         if y.is_floating_point(): raise ValueError(f"truth is {y.dtype}: class ids must be integers")
         self.targ,self.ignore,self.edge,self.c = y,ignore,edge,x.shape[1]
+        valid = y != ignore
+        self.y = y.where(valid, 0).long()
+        if y.device.type == 'cpu': self._check()
         with torch.autocast(x.device.type, enabled=False):
             self.logits = x if x.dtype == torch.float64 else x.float()
-            valid = y != ignore
-            self.bits,self.on = class_bits(y, valid, self.c),valid.byte().to(self.logits.dtype)
+            self.bits,self.on = class_bits(self.y, valid, self.c),valid.byte().to(self.logits.dtype)
+            self.nll,self.p,self.tp,self.pred = _Shared.apply(self.logits, self.y, self.bits, self.on)
             self.true = torch.stack([o.sum((1,2)) for o in class_planes(self.bits, self.c, self.on.dtype)], 1)
-            self._check(valid)
-            self.nll,self.p,self.tp,self.pred = _Shared.apply(self.logits, self.bits, self.on)
         self.n = self.true.sum()
 
-    def _check(self, valid):
-        "Fail if a class id is out of range"
-        if not valid.numel(): return
-        low,high = self.targ.aminmax()
-        fine = (self.true.sum((0,1), dtype=torch.float64).long() == valid.sum()) & (high < 256) & (low > -248)
-        if self.targ.device.type == 'cuda': return torch._assert_async(fine, 'a class id of the truth is out of range')
-        if fine: return
-        bad = self.targ[((self.targ < 0) | (self.targ >= self.c)) & valid].unique().tolist()
+    def _check(self):
+        "Raise if a class id is out of range"
+        low,high = (o.item() for o in self.y.aminmax()) if self.y.numel() else (0,0)
+        if low >= 0 and high < self.c: return
+        bad = self.y[(self.y < 0) | (self.y >= self.c)].unique().tolist()
         raise ValueError(f"truth holds class id {', '.join(map(str, bad[:5]))}, outside 0..{self.c-1} and not the ignored {self.ignore}")
 
 # %% ../../nbs/glacier/11_losses.ipynb #05c1a5d4
@@ -129,11 +122,12 @@ def focal_loss(
 )->Tensor: # Scalar ≥ 0
     "Focal loss with a softmax (Lin et al. 2017, eq. 5); ValueError unless `alpha` has one weight a class"
     px,w = _pixels(pred, targ, ignore),None
+    div = px.n
     if alpha is not None:
         if len(alpha) != px.c: raise ValueError(f"alpha has {len(alpha)} weights for {px.c} classes")
-        w = torch.zeros_like(px.on)
-        for a,o in zip(alpha, class_planes(px.bits, px.c, w.dtype)): w.add_(o, alpha=a)
-    div = sum(a*px.true[:,k].sum() for k,a in enumerate(alpha)) if alpha is not None and by_alpha else px.n
+        w = torch.stack([px.on.new_full((), a) for a in alpha])   # filled on the device: nothing to copy there
+        if by_alpha: div = (px.true*w).sum()
+        w = w.index_select(0, px.y.flatten()).view_as(px.y)
     return _FocalSum.apply(px.nll, gamma, w) / div.where(div > 0, 1)
 
 # %% ../../nbs/glacier/11_losses.ipynb #c3f6bcec
@@ -231,7 +225,7 @@ def boundary_f1_loss(
     theta:int=5,      # Width of the filter that thickens them, pixels, odd
     ignore:int=IGNORE, # Id in `targ` that is left out
 )->Tensor: # Scalar, 0..1; 0 when the truth has no outline
-    "One minus the soft boundary F1, averaged over classes with an outline (Bokhovkin and Burnaev 2019, eq. 2-6)"
+    "One minus the soft boundary F1, averaged over classes with an outline (Bokhovkin and Burnaev 2019)"
     if theta0 % 2 == 0 or theta % 2 == 0: raise ValueError(f"theta0={theta0} and theta={theta} must be odd")
     px = _pixels(pred, targ, ignore)
     truth = px.bits*_bits_map(px.bits, theta0//2, None)   # the class of a pixel on its outline, else nothing
@@ -260,24 +254,6 @@ def edge_loss(
     loss = F.binary_cross_entropy_with_logits(e, band.to(e.dtype), reduction='none')
     means = [(loss*o).sum()/o.sum().clamp(min=1) for o in (band, valid & ~band)]
     return sum(means) / sum(o.any().to(e.dtype) for o in (band, valid & ~band)).clamp(min=1)
-
-# %% ../../nbs/glacier/11_losses.ipynb #15099605
-@dataclass
-class LossRecipe:
-    "What a glacier run minimises."
-    weights:dict[str,float] = field(default_factory=lambda: dict(focal=.6, dice=.4)) # Weight of each term; terms not named have 0
-    ramps:dict[str,list[float]] = field(default_factory=dict) # Terms whose weight moves: [first weight, last weight]
-    ramp_epochs:float = 30. # Length of the ramps, epochs
-    gamma:float = 3. # Focal: how strongly easy pixels are played down
-    alpha:list[float]|None = field(default_factory=lambda: [.08, .27, .45, .20]) # Focal: weight of each class
-    by_alpha:bool = False # Focal: divide by the sum of alpha, not by the number of pixels
-    dice_per:str = 'image' # Dice: sums over each 'image' or over the 'batch'
-    dice_present:bool = True # Dice: average only classes that the truth holds
-    smooth:float = 1. # Dice: added to both areas, pixels
-    band:int = 2 # Boundary and edge: reach of the band to either side, pixels
-    interface:list[int] = field(default_factory=lambda: [1, 2]) # Boundary: the two classes whose line is the interface
-    interface_weight:float = 5. # Boundary: weight of an interface pixel; a band pixel has 1
-    interior:float = 0. # Boundary: weight of all other pixels
 
 # %% ../../nbs/glacier/11_losses.ipynb #2afab491
 LOSS_PRESETS = dict(phase_a=LossRecipe(), phase_b=LossRecipe(

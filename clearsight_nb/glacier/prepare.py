@@ -18,8 +18,7 @@ _LOW,_HIGH = -2**15,2**16
 
 class IntCounter:
     "Histogram of one band with a counter for every 8- and 16-bit integer: exact statistics"
-    def __init__(self):
-        self.values,self.counts = np.arange(_LOW, _HIGH, dtype=np.float64),np.zeros(_HIGH - _LOW, np.int64)
+    def __init__(self): self.values,self.counts = np.arange(_LOW, _HIGH, dtype=np.float64),np.zeros(_HIGH - _LOW, np.int64)
     def add(self, x):           # Pixels of a band, integers, 1-D
         x = x.astype(np.int64) - _LOW
         self.counts += np.bincount(x, minlength=len(self.counts))
@@ -112,8 +111,7 @@ def band_stats(
         raise DataError(stack.where, f'no valid pixel in {len(tiles)} tiles', 'Give tiles with data.')
     count,mean,std,lo,hi = zip(*[c.moments() for c in counters])
     low,high = ([c.percentile(p) for c in counters] for p in percents)
-    return BandStats(list(stack.bands), count[0], list(mean), list(std), list(lo), list(hi), low, high,
-                     tuple(percents), tiles)
+    return BandStats(list(stack.bands), count[0], list(mean), list(std), list(lo), list(hi), low, high, tuple(percents), tiles)
 
 # %% ../../nbs/glacier/02_prepare.ipynb #af08f022
 def apply_norm(
@@ -152,8 +150,7 @@ class BandNorm:
         return (px.mean(1), px.std(1)) if px.size else ([0]*len(x), [1]*len(x))
     def __call__(self, x, valid=None):
         "Bands (C,H,W) → float32 (C,H,W), 0 at nodata"
-        if len(x) != len(self.bands):
-            raise ValueError(f'{len(x)} bands, but the normaliser has {", ".join(self.bands)}')
+        if len(x) != len(self.bands): raise ValueError(f'{len(x)} bands, but the normaliser has {", ".join(self.bands)}')
         valid = valid_mask(x) if valid is None else valid
         return apply_norm(x, *self.numbers(x, valid), clip=self.clip, valid=valid)
     def decode(self, y):
@@ -172,8 +169,7 @@ def band_norm(
 ) -> BandNorm:          # Call it on a tile (C,H,W)
     "The normaliser of a kind with the numbers of `stats`"
     if kind == 'instance': return BandNorm(kind, stats.bands if bands is None else bands)
-    if stats is None:
-        raise ValueError(f'kind={kind!r} needs the statistics of the training tiles: band_stats(stack, tiles)')
+    if stats is None: raise ValueError(f'kind={kind!r} needs the statistics of the training tiles: band_stats(stack, tiles)')
     diff = lambda a,b: [h - l for l,h in zip(a, b)]
     if kind == 'zscore': return BandNorm(kind, stats.bands, stats.mean, stats.std)
     if kind == 'percentile': return BandNorm(kind, stats.bands, stats.low, diff(stats.low, stats.high), (0.,1.))
@@ -191,11 +187,10 @@ def check_folds(
 ):
     "Raise ValueError unless no fold trains on what it validates and every tile is validated exactly once"
     for i,f in enumerate(folds):
-        if both := sorted(set(f.train) & set(f.valid)):
-            raise ValueError(f'fold {i} trains and validates on {", ".join(both)}')
+        if both := sorted(set(f.train) & set(f.valid)): raise ValueError(f'fold {i} trains and validates on {", ".join(both)}')
         if not f.train or not f.valid:
             raise ValueError(f'fold {i} has {len(f.train)} training and {len(f.valid)} validation tiles: '
-                             'take fewer folds or a smaller buffer')
+                'take fewer folds or a smaller buffer')
     seen = [n for f in folds for n in f.valid]
     if sorted(seen) != sorted(names): raise ValueError('the validation tiles of the folds are not the tiles, each once')
 
@@ -277,12 +272,11 @@ def _assign(names, how, k, grid, shows, groups, seed):
     if how == 'spatial':
         if lost := [n for n in names if n not in grid]:
             raise ValueError(f"how='spatial' needs the place of each tile, and {lost[0]} has none: "
-                             "give grid={name: (row, column)}, or choose how='order' or 'stratified'")
+                "give grid={name: (row, column)}, or choose how='order' or 'stratified'")
         if shows is None: shows = np.ones((len(names),1), bool)
         return _spatial(np.array([grid[n] for n in names], float), k, shows, seed)
     if how == 'stratified':
-        if shows is None:
-            raise ValueError("how='stratified' needs presence={name: pixels of each class}, or a stack with labels")
+        if shows is None: raise ValueError("how='stratified' needs presence={name: pixels of each class}, or a stack with labels")
         return _stratified(shows, k, seed)
     if how != 'group': raise ValueError(f"how={how!r}: choose 'spatial', 'stratified', 'group' or 'order'")
     if groups is None: raise ValueError("how='group' needs groups={name: scene}")
@@ -337,8 +331,7 @@ def show_folds(
     _,axs = plt.subplots(1, len(folds), figsize=(2.3*len(folds),2.4), squeeze=False)
     for i,(ax,f) in enumerate(zip(axs[0], folds)):
         im = np.ones((*(high - low + 1), 3))
-        for n,p in grid.items():
-            im[tuple(p - low)] = (.93,.55,.2) if n in f.valid else (.35,.55,.8) if n in f.train else (.8,.8,.8)
+        for n,p in grid.items(): im[tuple(p - low)] = (.93,.55,.2) if n in f.valid else (.35,.55,.8) if n in f.train else (.8,.8,.8)
         ax.imshow(im, extent=(low[1]-.5, high[1]+.5, high[0]+.5, low[0]-.5))
         for n in marks: ax.text(*grid[n][::-1], mark, ha='center', va='center', fontsize=8)
         ax.set_title(f'fold {i}: {len(f.train)} train, {len(f.valid)} valid', fontsize=8), ax.tick_params(labelsize=6)
