@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test notebooks export bench clean
+.PHONY: help setup demo test notebooks export bench ablations clean
 
 help:           ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ export: $(READY)        ## make clearsight_nb/, kaggle_kernels/ and README.md fr
 
 bench: $(READY)         ## run every benchmark and write benchmarks/README.md
 	$(BIN)/python benchmarks/run.py
+
+ablations: $(READY)     ## train what nbs/glacier/80_ablations.ipynb shows (under an hour on two cores, resumable)
+	$(BIN)/python tools/ablations.py
 
 clean:          ## remove everything the other targets made
 	rm -rf $(VENV) .newest build dist demo runs _proc _docs *.egg-info .pytest_cache

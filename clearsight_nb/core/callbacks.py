@@ -165,13 +165,13 @@ class FiniteGuard(TrainingCallback):
     order,keeps = MixedPrecision.order + 2,'dropped in_row' # behind ClipGradients, whose norm it looks at
     def __init__(self,
         max_in_row:int=10, # Dropped batches in a row that end the run
-    ): self.max_in_row,self.in_row,self.dropped,self.last,self.buffers,self.saved = max_in_row,0,0,None,[],[]
+    ): self.max_in_row,self.in_row,self.dropped,self.last,self.float_buffers,self.saved = max_in_row,0,0,None,[],[]
     def begin(self): self.in_row,self.dropped,self.last = 0,0,None
     def before_train(self):
-        self.buffers = [b for b in self.learn.model.buffers() if b.is_floating_point()]
-        self.saved = [b.clone() for b in self.buffers]
+        self.float_buffers = [b for b in self.learn.model.buffers() if b.is_floating_point()]
+        self.saved = [b.clone() for b in self.float_buffers]
     def before_batch(self):
-        if self.learn.training and self.buffers: torch._foreach_copy_(self.saved, self.buffers)
+        if self.learn.training and self.float_buffers: torch._foreach_copy_(self.saved, self.float_buffers)
     def after_loss(self):
         if not self.learn.training: return
         loss = self.learn.loss.detach()
@@ -200,7 +200,7 @@ def _count(self:FiniteGuard, what, limit):
 
 @patch
 def _drop(self:FiniteGuard, what):
-    if self.buffers: torch._foreach_copy_(self.buffers, self.saved)
+    if self.float_buffers: torch._foreach_copy_(self.float_buffers, self.saved)
     self.learn.loss = torch.zeros_like(self.learn.loss) if self.last is None else self.last
     self._count(what, self.max_in_row)
     raise CancelBatchException()

@@ -52,6 +52,7 @@ def set_rng_state(
     if state['cuda'] and len(state['cuda'])==torch.cuda.device_count(): torch.cuda.set_rng_state_all(state['cuda'])
     for o,s in zip(_loader_rngs(dls), state['loaders']): _set_python_state(o, s)
 
+# %% ../../nbs/core/13_checkpoints.ipynb #c9d4e17c
 def settle(dls):
     "Let fastai look at the first item now and not in the middle of an epoch."
     return getattr(dls, 'n_inp', None)

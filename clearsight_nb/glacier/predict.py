@@ -8,6 +8,7 @@ __all__ = ['pad_to', 'Predictor']
 # %% ../../nbs/glacier/22_predict.ipynb #f9e14b17
 import json
 import numpy as np, torch
+from fastcore.basics import patch
 from omegaconf import OmegaConf
 from pathlib import Path
 from torch import nn
@@ -15,7 +16,7 @@ from ..core.files import DataError
 from ..core.training import read_weights
 from .model import glacier_model
 from .data import valid_mask
-from .prepare import BandNorm
+from .inputs import read_norm
 
 # %% ../../nbs/glacier/22_predict.ipynb #879d2835
 def pad_to(
@@ -33,7 +34,7 @@ class Predictor:
     "Class probabilities of raw tiles, prepared as in training."
     def __init__(self,
         model:nn.Module, # Logits from normalised bands
-        norm:BandNorm, # The normaliser of the training tiles
+        norm, # The normaliser of the training tiles: a `BandNorm`, or `Inputs`
         bands:list, # Names of the bands, in the order of a tile's channels
         names:list, # Class names; the first is background
     ): self.model,self.norm,self.bands,self.names = model,norm,list(bands),list(names)
@@ -50,24 +51,26 @@ class Predictor:
         if facts.get('task') != 'glacier': raise DataError(run_dir, f'holds weights of the task {facts.get("task")!r}', 'Give the run of a glacier recipe')
         recipe,about = json.loads(facts['recipe']),json.loads(facts['about'])
         cfg = OmegaConf.create(recipe['model'] | dict(weights='none'))
-        model = glacier_model(cfg, about['bands'], len(about['classes'])).to(memory_format=torch.channels_last)
+        norm = read_norm(about['norm'])
+        model = glacier_model(cfg, norm.bands, len(about['classes'])).to(memory_format=torch.channels_last)
         model.load_state_dict(weights)
-        return cls(model, BandNorm.from_dict(about['norm']), about['bands'], about['classes'])
+        return cls(model, norm, about['bands'], about['classes'])
     @classmethod
     def from_learner(cls, learn): return cls(learn.model, learn.dls.norm, learn.dls.store.bands, learn.dls.codec.names)
-
-    @torch.inference_mode()
-    def probs(self,
-        x:np.ndarray, # Raw bands of a tile (c, h, w), as read
-    )->np.ndarray: # Probabilities (classes, h, w), float32
-        "Class probabilities of every pixel. Raises `ValueError` when the number of bands differs."
-        if len(x) != len(self.bands): raise ValueError(f'the model was trained on {len(self.bands)} bands ({", ".join(self.bands)}), this tile has {len(x)}')
-        device,training = next(self.model.parameters()).device,self.model.training
-        z = torch.from_numpy(self.norm(x))[None].to(device)
-        self.model.eval()
-        try: p = self.model(pad_to(z))[0, :, :x.shape[1], :x.shape[2]].float().softmax(0).cpu().numpy()
-        finally: self.model.train(training)
-        p[:, ~valid_mask(x)] = np.eye(len(self.names), 1, dtype=np.float32)
-        return p
-
     def __call__(self, x)->np.ndarray: return self.probs(x).argmax(0).astype(np.uint8)
+
+# %% ../../nbs/glacier/22_predict.ipynb #3f9064e6
+@patch
+@torch.inference_mode()
+def probs(self:Predictor,
+    x:np.ndarray, # Raw bands of a tile (c, h, w), as read
+)->np.ndarray: # Probabilities (classes, h, w), float32
+    "Class probabilities of every pixel. Raises `ValueError` when the number of bands differs."
+    if len(x) != len(self.bands): raise ValueError(f'the model was trained on {len(self.bands)} bands ({", ".join(self.bands)}), this tile has {len(x)}')
+    device,training = next(self.model.parameters()).device,self.model.training
+    z = torch.from_numpy(self.norm(x))[None].to(device)
+    self.model.eval()
+    try: p = self.model(pad_to(z))[0, :, :x.shape[1], :x.shape[2]].float().softmax(0).cpu().numpy()
+    finally: self.model.train(training)
+    p[:, ~valid_mask(x)] = np.eye(len(self.names), 1, dtype=np.float32)
+    return p

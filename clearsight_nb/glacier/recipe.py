@@ -18,6 +18,11 @@ class GlacierData:
     crops_per_tile:int = number(16, 1) # Crops drawn from each training tile in an epoch
     target_shares:list[float]|None = None # Share of crops aimed at each class, such as [0.1, 0.35, 0.4, 0.15]; null draws them evenly
     normalise:str = choice('zscore', 'percentile', 'minmax', 'instance') # How bands are scaled; see 02_prepare
+    textures:list[str] = field(default_factory=list) # Texture channels beside the bands: 'contrast', 'energy', 'homogeneity'
+    texture_band:str = 'swir1' # The band whose texture is measured
+    texture_window:int = number(7, 3) # Side of the window of a texture, odd, pixels
+    texture_levels:int = number(16, 2, 256) # Grey levels of a texture
+    indices:list[str] = field(default_factory=list) # Spectral indices beside the bands: 'NDSI', 'MNDWI', 'NDWI', 'NDVI'
     split:str = choice('auto', 'spatial', 'stratified', 'order') # How tiles become folds; 'auto' is 'spatial' where names tell the place, else 'order'
     folds:int = number(5, 2) # Number of folds
     fold:int = number(0, 0) # The fold that validates
@@ -50,10 +55,13 @@ class LossRecipe:
 @dataclass
 class GlacierModel:
     "Which network, and from what weights its encoder starts."
-    arch:str = 'Unet' # Architecture of segmentation-models-pytorch
+    arch:str = 'Unet' # Architecture of segmentation-models-pytorch, 'BoundaryUnet' or 'HybridNet'
     encoder:str = 'resnet34' # Encoder of segmentation-models-pytorch
-    attention:str|None = None # Attention in the decoder: 'scse' or nothing
+    attention:str|None = None # Attention in the decoder of a U-Net: 'scse', 'cse' or nothing
     weights:str = 'none' # 'none', 'imagenet', or a file with the encoder's ImageNet weights
+    stem:str = choice('adapted', 'rgb') # How RGB weights become those of other bands: 'adapted' spreads them over all, 'rgb' leaves bands without a colour at 0
+    start:str|None = None # Weights of an earlier run (its folder or a file) to start from, such as an HKH pretraining
+    freeze_encoder:bool = False # Train the decoder only
 
 @register_recipe('glacier')
 @dataclass
