@@ -11,7 +11,11 @@ def machine():
 
 def main(names):
     sys.path.insert(0, str(HERE))
-    rows = [importlib.import_module(name).run() for name in names]
+    rows = []
+    for name in names:
+        module = importlib.import_module(name)
+        if why := getattr(module, 'missing', str)(): print(f'{name} left out: {why}')
+        else: rows.append(module.run())
     met = lambda r: r['ratio'] <= r['target'] if r.get('lower_is_better') else r['ratio'] >= r['target']
     lines = [f"| {r['name']} | {r['ours']:.3g} {r['unit']} | {r['peer']:.3g} {r['unit']} | {r['ratio']:.3g} | "
         f"{'≤' if r.get('lower_is_better') else '≥'} {r['target']:g} | {'yes' if met(r) else 'no'} |" for r in rows]

@@ -276,7 +276,7 @@ def test_wrong_bands(tmp_path, scene):
     class Four(Model): bands = BANDS[:4]
     with pytest.raises(DataError, match='scene.tif: has 5 bands, needed are 4'): run(scene, tmp_path/'m.tif', Four())
     with pytest.raises(DataError, match='lacks the bands tir'): run({b: scene for b in BANDS[:4]}, tmp_path/'m.tif')
-    with pytest.raises(DataError, match='has 5 bands, one is expected'): run(dict.fromkeys(BANDS, scene), tmp_path/'m.tif')
+    with pytest.raises(DataError, match='has 5 bands where one is expected'): run(dict.fromkeys(BANDS, scene), tmp_path/'m.tif')
     with pytest.raises(DataError, match='are 2 files, needed are 5'): run([scene, scene], tmp_path/'m.tif')
     with pytest.raises(DataError, match='asked for'): run(scene, tmp_path/'m.tif', numbers=[1,2,3,4,9])
 

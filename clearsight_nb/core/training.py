@@ -298,16 +298,17 @@ def plot_log(
     run_dir, # A run directory
     figsize=None, # Width and height, inches
 ): # A matplotlib figure
-    "Losses, metrics, learning rate and ramped weights of a run, by epoch."
+    "Losses, metrics, IoU by class, ramped weights and learning rate of a run, by epoch."
     import matplotlib.pyplot as plt
     table = pd.read_csv(Path(run_dir)/'log.csv')
     rest = [c for c in table if c not in ('epoch', 'step', 'seconds', 'lr') and table[c].notna().any()]
     losses,weights = [c for c in rest if c.endswith('_loss')],[c for c in rest if c.startswith('weight_')]
-    panels = [losses, [c for c in rest if c not in losses + weights], weights, ['lr']]
+    classes = [c for c in rest if c.startswith('iou_')]
+    panels = [losses, [c for c in rest if c not in losses + weights + classes], classes, weights, ['lr']]
     panels = [p for p in panels if p and set(p) <= set(table)]
     fig,axs = plt.subplots(1, len(panels), figsize=figsize or (3.2*len(panels), 2.6), squeeze=False)
     for ax,names in zip(axs[0], panels):
-        for n in names: ax.plot(table.epoch+1, table[n], '.-', label=n.removeprefix('weight_'))
+        for n in names: ax.plot(table.epoch+1, table[n], '.-', label=n.removeprefix('weight_').replace('iou_', 'IoU '))
         ax.set(xlabel='epoch', yscale='log' if names==['lr'] else 'linear')
         ax.legend(fontsize=8)
     fig.tight_layout()
