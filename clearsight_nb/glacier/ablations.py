@@ -52,7 +52,7 @@ ABLATIONS = [
     Ablation('V2', 'HKH weights, plateau, balanced crops, ramped loss', ['model.start=HKH'] + PLATEAU + BALANCED + PHASE_B + RAMP, 'hkh', 'V1')]
 
 # %% ../../nbs/glacier/80_ablations.ipynb #a7959bd6
-BASE = ['data.crop=96', 'data.crops_per_tile=16', 'data.split=spatial', 'training.batch_size=8', 'training.steps=160', 'training.workers=0']
+BASE = ['data.crop=96', 'data.crops_per_tile=16', 'data.split=spatial', 'training.batch_size=8', 'training.workers=0']
 
 def _recipe(name, seed, overrides=(), size=None):
     from clearsight_nb.core.recipe import load_recipe
@@ -150,7 +150,7 @@ def run_ablations(
     seeds=(0, 1, 2), # Each seed is another scene and another random start
     names=None, # Names of variants; None for all
     size:int=192, # Side of a tile, pixels
-    steps:int=160, # Optimizer steps of a run
+    steps:int=120, # Optimizer steps of a run
     jobs:int=None, # Processes side by side; None takes the cores
 )->list: # All results in the file
     "Train all variants with all seeds, resumable, and keep the scores."
