@@ -47,7 +47,7 @@ ABLATIONS = [
     Ablation('NDSI', 'the snow index as channel 6?', ['data.indices=[NDSI]']),
     Ablation('scSE', 'attention in the decoder?', ['model.attention=scse']),
     Ablation('boundary head', 'a second output, trained on borders?', ['model.arch=BoundaryUnet', 'model.attention=cse', 'loss.weights.edge=.2']),
-    Ablation('averaged weights', 'without the moving average of weights?', ['training.ema_decay=null']),
+    Ablation('no averaged weights', 'without the moving average of weights?', ['training.ema_decay=null']),
     Ablation('V1', 'RGB stem, constant rate, full loss from the start', ['model.weights=DONOR', 'model.stem=rgb', 'training.schedule=constant'] + PHASE_B, 'donor'),
     Ablation('V2', 'HKH weights, plateau, balanced crops, ramped loss', ['model.start=HKH'] + PLATEAU + BALANCED + PHASE_B + RAMP, 'hkh', 'V1')]
 
@@ -61,7 +61,7 @@ def _recipe(name, seed, overrides=(), size=None):
 def _scene(folder, seed, size, rgb=False):
     "A sample scene; with `rgb` its bands are red, green, blue only"
     from clearsight_nb.glacier.sample import glacier_sample
-    data = glacier_sample(folder, tiles=25, size=size, seed=seed, naming='grid')
+    data = glacier_sample(folder, tiles=25, size=size, seed=seed, naming='img' if rgb else 'grid') # a grid name begins with its band
     if not rgb: return data
     train = Path(data)/'Train'
     for old,new in (('Band1', 'b'), ('Band3', 'Band1'), ('b', 'Band3')): (train/old).rename(train/new)
@@ -79,7 +79,7 @@ def _donor(work, seed, size, steps):
     file = work/f'donor-{seed}.safetensors'
     if file.exists(): return file
     data = _scene(work/f'scene-donor-{seed}', 1000 + seed, size, rgb=True)
-    recipe = _recipe(f'donor-{seed}', seed, ['data.bands=[red,green,blue]', f'training.steps={2*steps}'])
+    recipe = _recipe(f'donor-{seed}', seed, ['data.bands=[red,green,blue]', 'data.split=auto', f'training.steps={2*steps}'])
     learn = glacier_learner(glacier_dls(data, recipe, cache=work/f'cache-donor-{seed}'), recipe, run_dir=work/f'runs/donor-{seed}')
     fit_recipe(learn)
     with atomic_write(file) as f: f.write(save({k: v.contiguous() for k,v in learn.model.encoder.state_dict().items()}))
