@@ -9,7 +9,7 @@ KAGGLE = dict(KAGGLE_KERNEL_RUN_TYPE='Batch')
 
 def fresh(code, **environ):
     keep = {k: v for k,v in os.environ.items() if not k.startswith(('KAGGLE', 'SLURM', 'CLEARSIGHT', 'SCRATCH'))}
-    out = subprocess.run([sys.executable, '-c', code], env=keep | environ, capture_output=True, text=True, timeout=60)
+    out = subprocess.run([sys.executable, '-c', code], env=keep | environ, capture_output=True, text=True, timeout=600)
     assert out.returncode==0, out.stderr
     return out.stdout.strip()
 

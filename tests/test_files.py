@@ -5,7 +5,7 @@ import pytest
 from clearsight_nb.core.files import (DataError, DataReport, atomic_write, check_manifest, list_images, make_manifest, pair_files, read_json,
     safe_path, sweep_leftovers, write_json)
 
-def run(code, *args, **kw): return subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, timeout=60, **kw)
+def run(code, *args, **kw): return subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, timeout=600, **kw)
 
 # ---- a full disk ----
 

@@ -172,7 +172,7 @@ def test_two_processes_agree_with_one():
     start = lambda r: subprocess.Popen([sys.executable, '-c', code + f'o.worker({r}, {port!r}, (5, 6, 7))'], env=env,
                                        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     procs = [start(r) for r in range(2)]
-    outs = [p.communicate(timeout=240)[0] for p in procs]
+    outs = [p.communicate(timeout=600)[0] for p in procs]
     for r,(p,out) in enumerate(zip(procs, outs)): assert p.returncode == 0 and f'rank {r} fine' in out, out
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU on this machine')
