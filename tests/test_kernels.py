@@ -1,5 +1,5 @@
 "Every generated kernel runs headless in a made-up Kaggle, and the demo command tells where things lie."
-import json, os, subprocess, sys
+import json, os, shutil, subprocess, sys
 import nbformat, pytest
 from clearsight_nb.core.kernels import run_kernel, slugify
 from conftest import ROOT
@@ -40,3 +40,20 @@ def test_demo_command(tmp_path):
         assert place in done.stdout and (ROOT/place).exists()
     wrong = run('glaciers')
     assert wrong.returncode and 'glacier' in wrong.stderr and 'There is no kernel' in wrong.stderr
+
+def test_weather_kernel_on_kaggle_goes_on_where_the_last_session_stopped(tmp_path):
+    "AllWeather data is read from its read-only mount; a second session takes up the run that is attached as an input."
+    from clearsight_nb.weather import weather_sample
+    weather_sample(tmp_path/'kaggle/input/allweather', n=6, n_valid=2, size=48, seed=1, progress=False)
+    env = dict(KAGGLE_KERNEL_RUN_TYPE='Batch', CLEARSIGHT_KAGGLE_ROOT=str(tmp_path/'kaggle'), SMOKE='1', CLEARSIGHT_PROGRESS='text')
+    kernel,heard = ROOT/'kaggle_kernels/weather/weather.ipynb',[]
+    work = tmp_path/'kaggle/working'
+    run_kernel(kernel, work, env, echo=heard.append)
+    text = ''.join(heard)
+    assert not (work/'sample').exists() and 'RGB PSNR' in text and 'Going on' not in text
+    assert len(list(work.glob('restored/*.png'))) == 2
+    shutil.move(work, tmp_path/'kaggle/input/last-session')
+    heard.clear()
+    run_kernel(kernel, work, env, echo=heard.append)
+    assert 'Going on with the run in last-session/runs/weather/smoke' in ''.join(heard)
+    assert 'resumed at step 6 of 6' in (work/'runs/weather/smoke/training.log').read_text()

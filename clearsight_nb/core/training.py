@@ -68,7 +68,10 @@ class ShowProgress(ProgressCallback):
     def name(self): return 'progress'
     def before_fit(self):
         self.start,self.shown,self.batches,self.value = time.monotonic(),time.monotonic(),0,''
-        if not self.text: return super().before_fit()
+        if not self.text:
+            super().before_fit()
+            if getattr(self, 'mbar', None): self.mbar.update(0) # a resumed run begins further on, which the bar does not expect
+            return
         self.old_logger,self.learn.logger = self.learn.logger,self._line if self.learn.logger!=noop else noop
     def before_epoch(self):
         if not self.text: super().before_epoch()
