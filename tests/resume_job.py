@@ -97,7 +97,8 @@ def serve(job):
     while True:
         done,status = os.waitpid(pid, os.WNOHANG)
         if done: break
-        if kill_after is not None and time.monotonic()-start >= kill_after:
+        ready = 'signal' not in job or (Path(job['folder'])/'checkpoints'/'latest.pt').exists() # handlers are in place by then
+        if kill_after is not None and ready and time.monotonic()-start >= kill_after:
             os.kill(pid, job.get('signal', signal.SIGKILL))
             kill_after = None
         time.sleep(.002)
