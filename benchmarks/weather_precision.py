@@ -1,6 +1,6 @@
 """Tier B of the weather sampler, the same result up to rounding: bfloat16 inside the network (`amp=torch.bfloat16`; on a GPU also channels_last and torch.compile) against float32.
 
-- speed: WeatherDiff64 at full width, random weights: seconds for one step of 16 patches (64 on a GPU) through `Denoiser`, which is over 98 % of what a restoration costs. Both sides take turns.
+- speed: WeatherDiff64 at full width, random weights: seconds for one step of 4 patches (64 on a GPU) through `Denoiser`, which is over 98 % of what a restoration costs. Both sides take turns.
 - agreement: whole restorations of held-out photographs (25 DDIM steps, patches at a quarter of their side) by the trained net of weather_tradeoff.py, from the same noise; PSNR between the two
   results in dB, which must be 50 or more for each photograph.
 """
@@ -16,7 +16,7 @@ def agreement():
     from clearsight_nb.weather.restore import restore_batch
     from weather_tradeoff import pairs, trained
     net,held = trained(),pairs()[1][:4]
-    x,y = (torch.stack([torch.from_numpy(read_rgb(f).transpose(2,0,1).copy()) for f in fs]) for fs in zip(*held))
+    x,y = (torch.stack([torch.from_numpy(read_rgb(f).transpose(2,0,1).copy()) for f in fs])[...,16:80,16:80] for fs in zip(*held))
     out = []
     for amp in (None, torch.bfloat16):
         net.denoiser.amp = amp
@@ -24,12 +24,12 @@ def agreement():
     return psnr(*out).min().item(),[psnr(o, y, 'y').mean().item() for o in out]
 
 @torch.inference_mode()
-def run(turns=7):
+def run(turns=3):
     "Seconds for one step of a batch of patches"
     from clearsight_nb.core.diffusion import VP, Denoiser, concat_cond
     from clearsight_nb.weather.model import weather_unet
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    n = 64 if device=='cuda' else 16
+    n = 64 if device=='cuda' else 4
     nets = [weather_unet('weatherdiff64', seed=0).eval().to(device) for _ in range(2)]
     if device=='cuda': nets[1] = torch.compile(nets[1].to(memory_format=torch.channels_last))
     sides = dict(peer=Denoiser(concat_cond(nets[0]), VP(), 'epsilon'), ours=Denoiser(concat_cond(nets[1]), VP(), 'epsilon', torch.bfloat16))

@@ -15,9 +15,9 @@ NET = ['model.patch=16', 'model.ch=32', 'model.ch_mult=[1,2]', 'model.num_res_bl
     'training.steps=5000', 'training.epochs=10000', 'training.batch_size=8', 'data.patch_n=4', 'training.ema_decay=0.999', 'training.workers=0', 'training.checkpoint_minutes=2', 'name=benchmark']
 PUBLISHED = 'ddim 25 leading, 1/4, average'
 SETTINGS = [PUBLISHED, 'ddim 10 leading, 1/4, average', 'ddim 10 trailing, 1/4, average', 'ddim 25 leading, 1/2, average', 'ddim 25 leading, 1/2, shifted',
-    'ddim 25 leading, 1, average', 'ddim 25 leading, 1, shifted', 'unipc 10 karras, 1/2, shifted', 'unipc 10 karras, 3/4, shifted',
-    'unipc 10 karras, 1, shifted', 'unipc 8 karras, 1, shifted', 'dpmpp_2m 10 karras, 1/2, shifted', 'dpmpp_2m 10 karras, 3/4, shifted', 'dpmpp_2m 10 karras, 1, shifted',
-    'dpmpp_2m 10 karras, 1, average', 'dpmpp_2m 10 lu, 1/2, shifted', 'dpmpp_2m 10 lu, 1, shifted', 'unipc 6 karras, 1, shifted']
+    'ddim 25 leading, 1, average', 'ddim 25 leading, 1, shifted', 'ddim 10 karras, 1/2, shifted', 'ddim 10 karras, 3/4, shifted', 'ddim 8 karras, 3/4, shifted',
+    'ddim 10 karras, 1, shifted', 'ddim 10 karras, 1, average', 'ddim 10 lu, 3/4, shifted', 'unipc 10 karras, 1/2, shifted', 'unipc 10 karras, 1, shifted',
+    'dpmpp_2m 10 karras, 1/2, shifted', 'dpmpp_2m 10 lu, 1/2, shifted']
 
 def pairs():
     "Training folder and held-out pairs"

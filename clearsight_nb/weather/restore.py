@@ -32,17 +32,18 @@ from .train import conditioned
 @dataclass(frozen=True)
 class RestorePreset:
     "How a photograph is restored."
-    sampler:str # A name in `SAMPLERS`
+    sampler:str # A name in `SAMPLERS`; 'auto' is 'unipc' for networks that predict noise and 'ddim' for others
     steps:int # Steps
     spacing:str # How the steps are spaced, see `spaced`
     stride:float # From one patch to the next, as a share of a patch's side
     mode:str # 'average' for the same grid in all steps, 'shifted' for another in each
+    def sampler_for(self, predicts): return SAMPLERS[('unipc' if predicts=='epsilon' else 'ddim') if self.sampler=='auto' else self.sampler]
     def stride_of(self, patch): return max(1, round(patch*self.stride))
 
 RESTORE_PRESETS = dict(
     reference=RestorePreset('ddim', 25, 'leading', 1/4, 'average'),
-    balanced=RestorePreset('unipc', 10, 'karras', 1/2, 'shifted'),
-    fast=RestorePreset('dpmpp_2m', 10, 'karras', 1, 'shifted'))
+    balanced=RestorePreset('auto', 10, 'karras', 1/2, 'shifted'),
+    fast=RestorePreset('auto', 10, 'karras', 1, 'shifted'))
 
 def find_preset(
     preset, # A name in `RESTORE_PRESETS`, or a `RestorePreset`
@@ -123,7 +124,7 @@ def restore_batch(
     tiled = patchwise(restorer.denoiser, restorer.patch, p.stride_of(restorer.patch), p.mode, batch=batch)
     x = start(restorer.denoiser.process, levels[0], images.shape, seed).to(device)
     cond = 2*images.as_subclass(Tensor).float().to(device) - 1
-    with torch.inference_mode(): x = SAMPLERS[p.sampler](tiled, x, levels, cond=cond, callback=callback)
+    with torch.inference_mode(): x = p.sampler_for(restorer.denoiser.predicts)(tiled, x, levels, cond=cond, callback=callback)
     return ((x+1)/2).clamp(0, 1).cpu()
 
 # %% ../../nbs/weather/40_restore.ipynb #a71dff96
