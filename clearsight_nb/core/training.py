@@ -22,7 +22,7 @@ from .callbacks import Accumulate, ClipGradients, EMACallback, FiniteGuard, Trai
 from .checkpoints import (Checkpointer, RunLearner, TimeBudget, check_recipe, checkpoint_weights, read_checkpoint, seed_all,
                                             stop_on_signals)
 from .env import detect_env
-from .files import DataError, atomic_write
+from .files import DataError, atomic_write, sweep_leftovers
 from .recipe import recipe_hash, save_recipe
 from .schedules import RateSchedule, SetEpoch, Watch
 
@@ -242,6 +242,7 @@ def _start(learn, resume, changed):
     if ck and not changed: check_recipe(ck, learn.recipe, latest)
     if rank_distrib(): return ck
     (folder/'figures').mkdir(parents=True, exist_ok=True)
+    sweep_leftovers(folder) # of a run that was killed while it wrote its log
     if not ck:
         for p in [*(folder/'checkpoints').glob('*.pt'), *(folder/f for f in ('log.csv', 'training.log', 'weights.safetensors'))]: p.unlink(missing_ok=True)
     save_recipe(learn.recipe, folder)
