@@ -1,0 +1,4 @@
+"Controllable soft shadows: a light and a cut-out in, its shadow out. `from clearsight_nb.shadow import *` gives everything a notebook needs."
+from .render import *
+from .objects import *
+from .sample import *
