@@ -6,7 +6,7 @@
 __all__ = ['STEPS', 'ROUNDING', 'quantise', 'dequantise', 'pack_tiles', 'TileStore', 'StoreSet']
 
 # %% ../../nbs/lowlight/02_shards.ipynb #e2d11903
-import json
+import json,warnings
 from pathlib import Path
 import numpy as np,torch
 from fastcore.basics import patch
@@ -29,7 +29,7 @@ def quantise(
     return np.rint(x*np.float32(STEPS)).astype(np.int16).view(np.uint16)
 
 def dequantise(
-    q, # Codes, uint16: an array, or a tensor on any device
+    q, # Codes, uint16: an array, or a tensor (also of int16) on any device
 ): # float32 values, array or tensor
     "The values of codes."
     if isinstance(q, Tensor): return q.view(torch.int16).to(torch.float32).mul_(float(_STEP))
@@ -90,13 +90,13 @@ class TileStore:
         head = _head(self.store)
         self.coded = self.store.dtype==np.uint16
         self.index = [dict(zip(_FIELDS, row)) for row in head['tiles']]
-        self.rows = self.store.rows
+        self.rows,self.signed = self.store.rows,_readonly(self.store.data.view(np.int16)) if self.coded else None
     def __len__(self): return len(self.index)
     def __reduce__(self): return type(self),(self.folder,self.store.index['token'])
     def __repr__(self):
         n,c,h,w = self.store.shape
         return f'TileStore: {n:,} tiles {c}×{h}×{w}, {self.store.dtype}, {self.store.data.nbytes/1e6:.1f} MB'
-    def __getitem__(self, i): return self.batch([i])[0]
+    def __getitem__(self, i): return dequantise(self.signed[self.number(i)]) if self.coded else self.batch([i])[0]
     def number(self, i):
         "The number of a tile, by its number or id."
         j = self.rows.get(i, -1) if isinstance(i, str) else int(i)
@@ -104,6 +104,12 @@ class TileStore:
         return j
 
 # %% ../../nbs/lowlight/02_shards.ipynb #aabc7c56
+def _readonly(a):
+    "A tensor on a read-only array, for reading only; torch warns of such arrays, which is silenced here."
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'The given NumPy array is not writable')
+        return torch.from_numpy(a)
+
 def _head(store):
     "The checked head of a store of tiles."
     no = lambda fault: DataError(store.folder/'index.json', fault, _MEND)
