@@ -141,8 +141,8 @@ class RunPrecision(MixedPrecision):
     @property
     def name(self): return 'mixed_precision'
     def before_fit(self):
-        super().before_fit()
-        if self.kind=='cpu': self.autocast = torch.autocast('cpu', dtype=torch.bfloat16)
+        if self.kind!='cpu': return super().before_fit()
+        self.autocast,self.learn.scaler,self.scales = torch.autocast('cpu', dtype=torch.bfloat16),torch.amp.GradScaler('cpu', enabled=False),[]
     def before_batch(self):
         self.leave()
         super().before_batch()

@@ -2,3 +2,7 @@
 from .render import *
 from .objects import *
 from .sample import *
+from .data import *
+from .benchmark import *
+from .light import *
+from .metrics import *

@@ -196,6 +196,7 @@ class Render:
     amodal:np.ndarray # Shadow on all ground, also behind the object (1, h, w)
     light:Light # The light that cast it
 
+# %% ../../nbs/shadow/00_render.ipynb #59c38a71
 def _see(scene, camera, size):
     "Object image (n, 3) and mask (n,) of all pixels"
     eye,d = camera.rays(size)
