@@ -31,3 +31,4 @@ from .train import *
 from .enhance import *
 from .blind import *
 from .evaluate import *
+from .interop import *

@@ -8,7 +8,6 @@ __all__ = ['THRESHOLD', 'NoiseModel', 'estimate_noise', 'Blind', 'enhance_blind'
 # %% ../../nbs/lowlight/31_blind.ipynb #8f3d811b
 from dataclasses import dataclass
 import numpy as np,torch,torch.nn.functional as F
-from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor
 from ..core.files import DataError
@@ -34,6 +33,7 @@ class NoiseModel:
         sd = 255*self.variance.mean(1).sqrt()
         return f'NoiseModel: {sd.min():.1f}…{sd.max():.1f} of 255 over {len(sd)} bins of brightness'
 
+# %% ../../nbs/lowlight/31_blind.ipynb #574a7fb7
 def _flattest(energy, share, usable):
     "Mean energies (k, 64) of the blocks with the least energy; `energy` is (k, 64, blocks)"
     n = max(8, round(share*int(usable.sum())))
@@ -83,6 +83,7 @@ class Blind:
     evaluations:int # How often the prior was asked, a tile
     def __repr__(self): return f'{"×".join(map(str, self.image.shape))}, {self.noise}, {255*self.removed.std():.1f} of 255 removed'
 
+# %% ../../nbs/lowlight/31_blind.ipynb #f73b9f39
 def _srgb(image):
     "Tensor (c, h, w) in [0, 1]"
     if isinstance(image, (str, Path)):
@@ -98,6 +99,7 @@ def _srgb(image):
     if not (x.min()>=0 and x.max()<=1): raise ValueError(f'a picture is in [0, 1], this one in {x.min():.3g}…{x.max():.3g}')
     return x
 
+# %% ../../nbs/lowlight/31_blind.ipynb #ae5a9e13
 THRESHOLD = 3. # of the `DCTPrior` that `enhance_blind` makes; the flattest blocks understate the noise a little
 
 def enhance_blind(

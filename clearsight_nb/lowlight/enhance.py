@@ -8,7 +8,7 @@ __all__ = ['MODES', 'LIKELIHOODS', 'RAW_FILES', 'dct_matrix', 'DCTPrior', 'Expos
            'Enhanced', 'display_rgb', 'measure', 'enhance']
 
 # %% ../../nbs/lowlight/30_enhance.ipynb #c81062ce
-import json,math,warnings
+import math,warnings
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -33,6 +33,7 @@ def dct_matrix(
     d[0] /= math.sqrt(2)
     return d
 
+# %% ../../nbs/lowlight/30_enhance.ipynb #977cf8a7
 class DCTPrior:
     "A denoiser without training: cosine transforms of overlapping blocks, small coefficients dropped."
     def __init__(self,
@@ -82,6 +83,7 @@ class Exposure:
     cal:Calibration # With the black and white level of the file, if it has one
     name:str # Of the file, or 'array'
 
+# %% ../../nbs/lowlight/30_enhance.ipynb #4a63215f
 def _calibration(cal, source):
     if isinstance(cal, Calibration): return cal
     if cal is not None: return load_calibration(cal)
@@ -89,6 +91,7 @@ def _calibration(cal, source):
         if (folder/'calibration.json').is_file(): return load_calibration(folder/'calibration.json')
     raise ValueError('No calibration: give `calibration` (a Calibration or its JSON file), or put calibration.json beside the file or above it.')
 
+# %% ../../nbs/lowlight/30_enhance.ipynb #d4fbcb18
 def _from_raw(path, cal, layout):
     from clearsight_nb.lowlight.raw import pack, pack_mosaic, read_raw, unpack_mosaic
     raw = read_raw(path, black=cal.black, white=cal.white)
@@ -104,7 +107,7 @@ def _from_raw(path, cal, layout):
     on = bayer_mask(raw.pattern, *plane.shape[1:])
     return Exposure(plane*on, unpack_mosaic(full, raw.pattern)[None] & on, on, cal, Path(path).name)
 
-# %% ../../nbs/lowlight/30_enhance.ipynb #4a63215f
+# %% ../../nbs/lowlight/30_enhance.ipynb #d62b6fcd
 def _light(source):
     "Tensor (c, h, w) of light from an array (h, w, c) or a tensor (c, h, w)"
     if isinstance(source, np.ndarray):
@@ -116,6 +119,7 @@ def _light(source):
     if x.min()<-1 or x.max()>1.1: raise ValueError(f'light of an exposure is at most 1, a full pixel; this is in {x.min():.3g}…{x.max():.3g}. See `to_unit`')
     return x.float()
 
+# %% ../../nbs/lowlight/30_enhance.ipynb #56714a07
 def read_exposure(
     source, # Path of a raw file or of a `.pt` tile; array (h, w, c) or tensor (c, h, w) of light
     calibration=None, # A `Calibration`, or its JSON file; None: calibration.json beside a file, or up to four folders above
@@ -163,6 +167,7 @@ def check_alpha(
         raise ValueError(f'alpha is t_short/t_long, above 0 and at most 1, not {alpha}.{hint}')
     return float(alpha)
 
+# %% ../../nbs/lowlight/30_enhance.ipynb #17e80ec8
 @dataclass
 class ExposureFit:
     "What the light of a reference says of the exposure ratio."
@@ -178,6 +183,7 @@ def _coarse(x, on, size): # means of measured pixels in squares, and where there
     s,n = (F.avg_pool2d(t[None], size, ceil_mode=True, count_include_pad=False)[0] for t in (x*on, on))
     return s[n>.25]/n[n>.25]
 
+# %% ../../nbs/lowlight/30_enhance.ipynb #7831135d
 def fit_exposure(
     y:Tensor, # Electrons (c, h, w)
     reference, # Light x of the scene (c, h, w), 1 = white of the long exposure; or a number, its mean
@@ -215,6 +221,7 @@ def inverse_anscombe(
     z = z.clamp(min=2*(3/8)**.5)
     return (z**2/4 + 1.5**.5/(4*z) - 11/(8*z**2) + 5*1.5**.5/(8*z**3) - 1/8 - read**2).clamp(min=0)
 
+# %% ../../nbs/lowlight/30_enhance.ipynb #37df653f
 def non_local_means(
     meas:Measurement, # One exposure
     read:float=None, # Standard deviation of read noise, electrons; None: what the likelihood says
@@ -283,6 +290,7 @@ class Enhanced:
         return (f'{self.name} {h}×{w}×{c} by {self.mode!r}, {self.evaluations} evaluations, ratio {self.alpha:.4g}{said}, '
             f'χ² {self.chi2:.2f} (truth: {a:.2f}…{b:.2f}; a posterior mean has less)').strip()
 
+# %% ../../nbs/lowlight/30_enhance.ipynb #c074e561
 def display_rgb(
     x:np.ndarray, # Linear light (h, w, c): 1, 3, 4 (R, G1, G2, B) or 9 channels
     gain:float=1., # Exposure of the display
@@ -330,6 +338,7 @@ def _solver(mode, prior, samples, steps, kappa, zeta, seed):
         oneshot=lambda m: one_shot(prior, m), dps=lambda m: dps(prior, m, steps or 100, zeta, seed),
         kappa=lambda m: kappa_rule(prior, m, kappa, steps or 18, seed), scale=exposure_scaled, nlm=non_local_means)[mode]
 
+# %% ../../nbs/lowlight/30_enhance.ipynb #6b0f0569
 def measure(
     exposure:Exposure, # From `read_exposure`
     alpha:float, # Exposure ratio
@@ -344,7 +353,7 @@ def measure(
     holes = None if exposure.measured.all() else exposure.measured[None].float()
     return Measurement(y[None], check_alpha(alpha)*cal.full_scale, LIKELIHOODS[likelihood](read), holes, optional(exposure.full))
 
-# %% ../../nbs/lowlight/30_enhance.ipynb #6b0f0569
+# %% ../../nbs/lowlight/30_enhance.ipynb #2e59b97c
 def _device(prior):
     p = next(prior.parameters(), None) if hasattr(prior, 'parameters') else None
     return 'cpu' if p is None else p.device
@@ -364,6 +373,7 @@ def _ratio(exposure, alpha, reference, refine):
         warnings.warn(f'{exposure.name}: exposure ratio {said:.4g} was given, the {fit.how} says {fit.alpha:.4g} ({100*fit.mismatch:+.0f} %); {done}', stacklevel=3)
     return (check_alpha(fit.alpha) if refine or alpha is None else said),fit
 
+# %% ../../nbs/lowlight/30_enhance.ipynb #f1b8ef2c
 def _residual(meas, x):
     "Standardised residual (c, h, w) with nan where there is none, its mean square, and where that lies for the truth"
     v,m = meas.likelihood.variance(meas.y, meas.k*x),meas.k*x
@@ -373,7 +383,12 @@ def _residual(meas, x):
     half = 3*math.sqrt(float((2 + m/v**2)[on].mean())/n) if on.any() else math.nan
     return r[0],float(r[on].square().mean()),(1-half,1+half)
 
-# %% ../../nbs/lowlight/30_enhance.ipynb #2e59b97c
+# %% ../../nbs/lowlight/30_enhance.ipynb #8b3f8f16
+def _moved(m, device):
+    if str(device)=='cpu': return m
+    to = lambda t: t.to(device) if isinstance(t, Tensor) else t
+    return Measurement(to(m.y), to(m.k), m.likelihood.part(to), to(m.weight), to(m.saturated))
+
 def _one(exposure, prior, alpha, mode, reference, refine, likelihood, samples, steps, kappa, zeta, seed, tile, batch, progress):
     alpha,fit = _ratio(exposure, alpha, reference, refine)
     meas = measure(exposure, alpha, likelihood)
@@ -381,7 +396,7 @@ def _one(exposure, prior, alpha, mode, reference, refine, likelihood, samples, s
     solve,device = _solver(mode, counted, samples, steps, kappa, zeta, seed),_device(prior)
     def on_device(m):
         calls.append(1)
-        return solve(m if str(device)=='cpu' else m.to(device))
+        return solve(_moved(m, device)).cpu()
     if mode in ('scale', 'nlm'): out = solve(meas)[0]
     else:
         tile,multiple = _tile_size(prior, tile)
@@ -392,6 +407,7 @@ def _one(exposure, prior, alpha, mode, reference, refine, likelihood, samples, s
     return Enhanced(array(x), array(out[c:]) if len(out)>c else None, array(meas.exposure_scaled()[0]), array(residual),
         chi2, span, alpha, fit, counted.calls//max(len(calls), 1) if counted else 0, mode, exposure.name)
 
+# %% ../../nbs/lowlight/30_enhance.ipynb #f8bc479b
 def enhance(
     source, # Raw file, `.pt` tile, array (h, w, c) or tensor (c, h, w) of light; or a folder of files
     prior, # Called `prior(x, level)`, with an attribute `process`, an `EDM`; None for 'scale' and 'nlm'
@@ -444,6 +460,7 @@ def _alpha_of(alpha, f):
 
 def _with(path, suffix): return path.with_name(path.name + suffix)
 
+# %% ../../nbs/lowlight/30_enhance.ipynb #3fa946de
 def _write(to, r):
     from PIL import Image
     Image.fromarray(np.uint8(np.round(display_rgb(r.image)*255))).save(png := BytesIO(), format='PNG')
@@ -452,6 +469,7 @@ def _write(to, r):
     write_json(dict(alpha=r.alpha, chi2=round(r.chi2, 5), chi2_range=[round(o, 5) for o in r.chi2_range], evaluations=r.evaluations), _with(to, '.json'))
     write_tile(_with(to, '.pt'), torch.from_numpy(2*r.image-1).permute(2, 0, 1).contiguous()) # last: it says that all is there
 
+# %% ../../nbs/lowlight/30_enhance.ipynb #75817eae
 def _folder(source, out, prior, calibration, alpha, layout, overwrite, progress, set_up):
     if alpha is None: raise ValueError('give `alpha`, one exposure ratio, or a dict from the name of a file to its ratio')
     targets,note = _targets(source, out),Path(out)/'enhance.json'

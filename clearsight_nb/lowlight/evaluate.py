@@ -62,6 +62,7 @@ def whiteness(
             out[lags+i,lags+j] = out[lags-i,lags-j] = (r[a]*r[b]).sum()/max(both, 1)/power
     return out,3/math.sqrt(on.sum())
 
+# %% ../../nbs/lowlight/40_evaluate.ipynb #bad8c6bc
 def colouredness(
     residual, # As in `whiteness`
     lags:int=3, # Largest shift, pixels
@@ -94,6 +95,7 @@ def _truth(x):
         return ((read_tile(x)+1)/2).clamp(0, 1)
     return torch.from_numpy(np.ascontiguousarray(x.transpose(2, 0, 1))) if isinstance(x, np.ndarray) else x
 
+# %% ../../nbs/lowlight/40_evaluate.ipynb #2150fc16
 def evaluate_lowlight(
     pairs, # (exposure, truth) a picture, or a dict from names to them: paths of tiles, arrays (h, w, c), tensors (c, h, w)
     prior, # See `enhance`
@@ -122,6 +124,7 @@ def evaluate_lowlight(
         write_json(dict(protocol=protocol, pictures={n: {m: {c: number(v) for c,v in table.loc[n,m].items()} for m in modes} for n in pairs}), out)
     return table
 
+# %% ../../nbs/lowlight/40_evaluate.ipynb #7c7c4b10
 def compare_modes(
     table:pd.DataFrame, # From `evaluate_lowlight`
     against:str='scale', # The mode to compare with
