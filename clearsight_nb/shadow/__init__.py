@@ -6,3 +6,6 @@ from .data import *
 from .benchmark import *
 from .light import *
 from .metrics import *
+from .models import *
+from .latent import *
+from .sdxl import *
