@@ -57,3 +57,20 @@ def test_weather_kernel_on_kaggle_goes_on_where_the_last_session_stopped(tmp_pat
     run_kernel(kernel, work, env, echo=heard.append)
     assert 'Going on with the run in last-session/runs/weather/smoke' in ''.join(heard)
     assert 'resumed at step 6 of 6' in (work/'runs/weather/smoke/training.log').read_text()
+
+@pytest.mark.parametrize('task, slug, sample, says', [
+    ('lowlight', 'lowlight-tiles', dict(n=8, n_valid=2, n_test=2, size=32), 'linear PSNR enhanced'),
+    ('derain', 'derain', dict(n=2, n_valid=1, size=64, variants=2, levels=('medium',)), 'RGB PSNR derained')])
+def test_kernel_finds_its_data_on_kaggle(task, slug, sample, says, tmp_path):
+    "Attached data is read from its read-only mount, nothing is made in its place, and the last line says how good it got."
+    from importlib import import_module
+    module = import_module(f'clearsight_nb.{task}')
+    data = getattr(module, f'{task}_sample')(tmp_path/'kaggle/input'/slug, **sample)
+    for p in [data, *data.rglob('*')]: p.chmod(0o555 if p.is_dir() else 0o444)
+    before,heard = {p: p.stat().st_mtime_ns for p in data.rglob('*')},[]
+    env = dict(KAGGLE_KERNEL_RUN_TYPE='Batch', CLEARSIGHT_KAGGLE_ROOT=str(tmp_path/'kaggle'), SMOKE='1', CLEARSIGHT_PROGRESS='text')
+    work = tmp_path/'kaggle/working'
+    run_kernel(ROOT/f'kaggle_kernels/{task}/{task}.ipynb', work, env, echo=heard.append)
+    assert before=={p: p.stat().st_mtime_ns for p in data.rglob('*')}
+    assert not (work/'sample').exists() and says in ''.join(heard)
+    assert list(work.glob(f'runs/{task}/smoke/weights.safetensors')) and list(work.glob(f'{dict(lowlight="enhanced", derain="derained")[task]}/*.png'))

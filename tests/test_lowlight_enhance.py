@@ -158,7 +158,7 @@ def test_modes_and_sources(tmp_path):
     CAL.save(tmp_path/'calibration.json')
     write_tile(tmp_path/'a'/'b'/'t.pt', torch.from_numpy(2*y-1).permute(2, 0, 1).contiguous())
     small = GaussianDenoiser(torch.full((3, 8, 8), .2), .05*torch.eye(192), EDM(sigma_data=.2, sigma_max=3.))
-    for mode in ('mmse', 'sample', 'dps', 'kappa', 'scale', 'oneshot', 'homoscedastic', 'nlm'):
+    for mode in ('mmse', 'hqs', 'sample', 'dps', 'kappa', 'scale', 'oneshot', 'homoscedastic', 'nlm'):
         r = enhance(y, small, CAL, .1, mode, samples=2, steps=3, batch=16, progress=False)
         assert r.image.shape==x.shape and np.isfinite(r.image).all() and (r.std is not None)==(mode=='sample') and mode in repr(r)
     for like in ('full', 'robust'): assert db(enhance(y, PRIOR, CAL, .1, likelihood=like, progress=False).image, x)>20

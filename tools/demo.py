@@ -15,7 +15,9 @@ def main(task):
     try: run_kernel(kernel, work, dict(CLEARSIGHT_PROGRESS='text', PYTHONWARNINGS='ignore'))
     except Exception as e: sys.exit(re.sub(r'\x1b\[[0-9;]*m', '', str(e)) + f'\n\nThe demo stopped here. What ran before the error is in {os.path.relpath(work/kernel.name)}')
     print(f'\nThe {task} demo took {time.time()-start:.0f} s. Look at:')
-    for what,path in (('notebook, executed', kernel.name), ('figures', 'figures'), ('run (weights, log, recipe)', f'runs/{task}'), ('restored photographs', 'restored'), ('submission', 'submission')):
+    places = [('notebook, executed', kernel.name), ('figures', 'figures'), ('run (weights, log, recipe)', f'runs/{task}')]
+    places += [(f'{k} pictures', k) for k in ('restored', 'enhanced', 'derained')] + [('submission', 'submission')]
+    for what,path in places:
         if (work/path).exists(): print(f'  {what:<28}{os.path.relpath(work/path)}')
 
 if __name__ == '__main__': main(*sys.argv[1:] or ['glacier'])

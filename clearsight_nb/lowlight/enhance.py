@@ -18,7 +18,7 @@ from ..core.diffusion import EDM
 from ..core.files import DataError, atomic_write, read_json, write_json
 from ..core.photos import linear_to_srgb
 from ..core.tiling import predict_array
-from .guidance import Counted, dps, exposure_scaled, homoscedastic, hqs, kappa_rule, one_shot, posterior_samples
+from .guidance import Counted, adaptive, dps, exposure_scaled, homoscedastic, hqs, kappa_rule, one_shot, posterior_samples
 from .likelihoods import Heteroscedastic, Measurement, PoissonGaussian, Robust, bayer_mask
 from .sensor import Calibration, load_calibration
 from .tiles import read_tile, write_tile
@@ -323,8 +323,12 @@ def show(self:Enhanced,
     return fig
 
 # %% ../../nbs/lowlight/30_enhance.ipynb #cab6d069
-MODES = 'mmse','sample','dps','kappa','scale','oneshot','homoscedastic','nlm'
+MODES = 'mmse','hqs','sample','dps','kappa','scale','oneshot','homoscedastic','nlm'
 LIKELIHOODS = dict(heteroscedastic=Heteroscedastic, full=PoissonGaussian, robust=Robust)
+
+def _holes(meas): # Is more than a twentieth not measured, or full?
+    on = meas._measured() if meas.saturated is None else meas._measured() & ~meas.saturated
+    return float(on.double().mean())<.95
 
 def _solver(mode, prior, samples, steps, kappa, zeta, seed):
     "Function from a batch of measurements to maps (b, c, h, w), or (b, 2·c, h, w) with the standard deviation"
@@ -334,7 +338,7 @@ def _solver(mode, prior, samples, steps, kappa, zeta, seed):
             return torch.cat([xs.mean(0), xs.std(0)], 1)
         seeds = iter(range(seed, 10**9, 1000))
         return sample
-    return dict(mmse=lambda m: hqs(prior, m, steps or 8), homoscedastic=lambda m: hqs(prior, homoscedastic(m), steps or 8),
+    return dict(mmse=lambda m: adaptive(prior, m, steps or 8), hqs=lambda m: hqs(prior, m, steps or 8), homoscedastic=lambda m: hqs(prior, homoscedastic(m), steps or 8),
         oneshot=lambda m: one_shot(prior, m), dps=lambda m: dps(prior, m, steps or 100, zeta, seed),
         kappa=lambda m: kappa_rule(prior, m, kappa, steps or 18, seed), scale=exposure_scaled, nlm=non_local_means)[mode]
 
@@ -393,7 +397,7 @@ def _one(exposure, prior, alpha, mode, reference, refine, likelihood, samples, s
     alpha,fit = _ratio(exposure, alpha, reference, refine)
     meas = measure(exposure, alpha, likelihood)
     counted,calls = prior and Counted(prior),[]
-    solve,device = _solver(mode, counted, samples, steps, kappa, zeta, seed),_device(prior)
+    solve,device = _solver('hqs' if mode=='mmse' and _holes(meas) else mode, counted, samples, steps, kappa, zeta, seed),_device(prior)
     def on_device(m):
         calls.append(1)
         return solve(_moved(m, device)).cpu()
@@ -418,7 +422,7 @@ def enhance(
     refine:bool=True, # Use the ratio that the reference says?
     likelihood:str='heteroscedastic', # A name in `LIKELIHOODS`
     samples:int=8, # Of mode 'sample', 2 or more
-    steps:int=None, # Of the mode; None: 8 for 'mmse', 18 for 'sample' and 'kappa', 100 for 'dps'
+    steps:int=None, # Of the mode; None: 8 for 'mmse' and 'hqs', 18 for 'sample' and 'kappa', 100 for 'dps'
     kappa:float=.1, # Of mode 'kappa'
     zeta:float=1., # Of mode 'dps'
     seed:int=0, # Of noise; the same seed and `batch` give the same picture

@@ -101,7 +101,7 @@ def evaluate_lowlight(
     prior, # See `enhance`
     calibration=None, # See `enhance`
     alpha:float=None, # Exposure ratio
-    modes:tuple=('scale', 'nlm', 'oneshot', 'homoscedastic', 'mmse'), # Names in `MODES`
+    modes:tuple=('scale', 'nlm', 'oneshot', 'homoscedastic', 'hqs', 'mmse'), # Names in `MODES`
     out:Path=None, # A JSON file for the protocol and all scores
     progress:bool=True, # Show a progress bar
     **kwargs, # More for `enhance`
