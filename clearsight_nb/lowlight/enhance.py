@@ -339,7 +339,8 @@ def _solver(mode, prior, samples, steps, kappa, zeta, seed):
         seeds = iter(range(seed, 10**9, 1000))
         return sample
     return dict(mmse=lambda m: adaptive(prior, m, steps or 8), hqs=lambda m: hqs(prior, m, steps or 8),
-        homoscedastic=lambda m: hqs(prior, homoscedastic(m), steps or 8), oneshot=lambda m: one_shot(prior, m), dps=lambda m: dps(prior, m, steps or 100, zeta, seed),
+        homoscedastic=lambda m: hqs(prior, homoscedastic(m), steps or 8), oneshot=lambda m: one_shot(prior, m),
+        dps=lambda m: dps(prior, m, steps or 100, zeta, seed),
         kappa=lambda m: kappa_rule(prior, m, kappa, steps or 18, seed), scale=exposure_scaled, nlm=non_local_means)[mode]
 
 # %% ../../nbs/lowlight/30_enhance.ipynb #6b0f0569
