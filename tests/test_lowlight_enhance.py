@@ -267,7 +267,7 @@ def test_intervals_cover():
 def test_evaluation_is_the_same_twice(tmp_path):
     pairs = {str(i): (exposed(x := scene(24, (10*i, 30))), x) for i in range(2)}
     a,b = (evaluate_lowlight(pairs, PRIOR, CAL, .1, out=tmp_path/'s.json', progress=False) for _ in range(2))
-    assert a.equals(b) and a.index.get_level_values('mode').nunique()==5
+    assert a.equals(b) and a.index.get_level_values('mode').nunique()==6
     with pytest.raises(DataError, match='none'): evaluate_lowlight([], PRIOR, CAL, .1)
     with pytest.raises(ValueError, match='mode is one of'): evaluate_lowlight(pairs, PRIOR, CAL, .1, modes=('best',))
 
