@@ -7,10 +7,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test notebooks export bench ablations clean
+.PHONY: help setup demo test notebooks export docs kaggle-dataset bench ablations clean
 
 help:           ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,13 @@ export: $(READY)        ## make clearsight_nb/, kaggle_kernels/ and README.md fr
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
 	$(BIN)/python tools/generate.py
+
+docs: $(READY)          ## make the site in _docs/html; it can be read from there, without a server or a network
+	$(BIN)/python docs/adapter.py _docs/source
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs _docs/source _docs/html
+
+kaggle-dataset: $(READY)  ## make dist/kaggle/: wheels as a data set, and the kernels that use it (OWNER=your Kaggle account)
+	$(BIN)/python tools/kaggle_dataset.py $(OWNER)
 
 bench: $(READY)         ## run every benchmark and write benchmarks/README.md
 	$(BIN)/python benchmarks/run.py

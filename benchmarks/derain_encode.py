@@ -29,7 +29,7 @@ def peer(clean, rain):
     spectra = [(mag_and_phase(c), mag_and_phase(r)) for c,r in zip(clean, rain)]
     return [torch.from_numpy(np.stack(o).transpose(0,3,1,2).astype(np.float32)) for o in ([c-r for c,r in spectra], [r for _,r in spectra])]
 
-def tensors(x): return torch.from_numpy(x).permute(0,3,1,2).float()/255
+def tensors(x): return torch.from_numpy(x).permute(0,3,1,2).contiguous().float()/255
 
 def ours(codec, clean, rain, chunk=2):
     out = [torch.empty(codec.state_shape((len(clean), 3, *clean.shape[1:3]))) for _ in range(2)]

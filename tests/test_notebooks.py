@@ -14,8 +14,9 @@ def run_page(page, work, log):
     multiprocessing.set_start_method('fork' if sys.platform=='linux' else 'spawn', force=True) # what a fresh Python has
     os.chdir(ROOT)
     os.environ['CLEARSIGHT_WORK'] = str(work)
+    from nbdev.config import get_config
     from nbdev.test import test_nb as run_notebook
-    ok,_ = run_notebook(ROOT/page, do_print=True, basepath=ROOT)
+    ok,_ = run_notebook(ROOT/page, skip_flags=get_config().tst_flags.split(), do_print=True, basepath=ROOT)
     sys.stdout.flush()
     os._exit(not ok)
 

@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def main(task):
     kernel,work = ROOT/'kaggle_kernels'/task/f'{task}.ipynb', ROOT/'demo'/task
     if not kernel.exists():
-        there = ', '.join(sorted(p.name for p in (ROOT/'kaggle_kernels').iterdir()))
+        there = ', '.join(sorted(p.stem for p in (ROOT/'kaggle_kernels').glob('*/*.ipynb')))
         sys.exit(f'There is no kernel for {task!r}. Use TASK= one of: {there}')
     shutil.rmtree(work, ignore_errors=True)  # a demo always begins at the beginning
     start = time.time()

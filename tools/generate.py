@@ -1,10 +1,10 @@
 "Make what follows from the notebooks: `kaggle_kernels/` from the kernel pages, README.md from nbs/index.ipynb."
-import posixpath, re
+import json, posixpath, re
 from pathlib import Path
 import nbformat
 from nbconvert import MarkdownExporter
 from clearsight_nb.core.files import atomic_write
-from clearsight_nb.core.kernels import kernel_source, make_kernel
+from clearsight_nb.core.kernels import dataset_metadata, kernel_source, make_kernel
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = 'docs/images'
@@ -34,6 +34,12 @@ def readme(page=ROOT/'nbs/index.ipynb'):
     note = f'<!-- Made from {page.relative_to(ROOT)} by `make export`; do not edit here. -->\n\n'
     with atomic_write(ROOT/'README.md', 'w') as f: f.write(note + re.sub(r'\n{3,}', '\n\n', text.strip()) + '\n')
 
+def wheels(folder=ROOT/'kaggle_kernels/wheels'):
+    "Metadata of the data set that `make kaggle-dataset` fills."
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder/'dataset-metadata.json', 'w') as f: f.write(json.dumps(dataset_metadata(), indent=1) + '\n')
+
 if __name__ == '__main__':
     for page in sorted((ROOT/'nbs').glob('*/90_kernel.ipynb')): make_kernel(page, ROOT/'kaggle_kernels')
+    wheels()
     readme()

@@ -277,6 +277,9 @@ def d4_inverse(
 # %% ../../nbs/core/03_bands.ipynb #37e4ad9d
 class BatchDraw(RandTransform):
     "Base of random transforms on training batches: `draw(x)` is called once a batch and uses torch's generator only."
+    share = None # which items of the batch are here, in a run of several processes; set by its loader
+    def items(self, x): return len(x) if self.share is None else self.share.whole(len(x))
+    def mine(self, t, dim=0): return t if self.share is None else self.share.mine(t, dim)
     def before_call(self, b, split_idx):
         self.do = split_idx==self.split_idx
         if self.do: self.draw(b[0] if isinstance(b, (tuple,list)) else b)
@@ -290,8 +293,8 @@ class D4(BatchDraw):
         p:float=1., # Share of items that take part; the others stay as they are
     ): super().__init__(p=p)
     def draw(self, x):
-        n,(h,w) = len(x),x.shape[-2:]
-        self.k = torch.randint(8 if h==w else 4, (n,)) * self.chosen(n)
+        n,(h,w) = self.items(x),x.shape[-2:]
+        self.k = self.mine(torch.randint(8 if h==w else 4, (n,)) * self.chosen(n))
     def _move(self, x):
         res = torch.empty_like(x, memory_format=torch.contiguous_format)
         for k in self.k.unique().tolist(): res[self.k==k] = d4(x[self.k==k], k)
@@ -311,7 +314,8 @@ class BandJitter(BatchDraw):
         store_attr('gain,offset')
         super().__init__(p=p)
     def draw(self, x):
-        g,o = (torch.rand(2, *x.shape[:2], 1, 1)*2 - 1) * self.chosen(len(x))[:,None,None,None]
+        n = self.items(x)
+        g,o = self.mine((torch.rand(2, n, x.shape[1], 1, 1)*2 - 1) * self.chosen(n)[:,None,None,None], 1)
         self.g,self.o = 1 + self.gain*g,self.offset*o
     def encodes(self, x:TensorBands): return torch.where((x!=0).any(-3, keepdim=True), x*self.g.to(x) + self.o.to(x), x)
 
@@ -323,7 +327,7 @@ class BandDropout(BatchDraw):
         p:float=.1, # Share of items that lose a band
     ): super().__init__(p=p)
     def draw(self, x):
-        n,c = x.shape[:2]
+        n,c = self.items(x),x.shape[1]
         if c<2: raise ValueError(f'BandDropout would drop the only band ({", ".join(check_bands(x))}); leave it out')
-        self.lost = F.one_hot(torch.randint(c, (n,)), c).bool() & self.chosen(n)[:,None] # (B, C)
+        self.lost = self.mine(F.one_hot(torch.randint(c, (n,)), c).bool() & self.chosen(n)[:,None]) # (B, C)
     def encodes(self, x:TensorBands): return x.masked_fill(self.lost[...,None,None].to(x.device), 0)

@@ -13,11 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 import numpy as np, torch
 from fastai.basics import (Callback, CancelEpochException, CancelFitException, L, Learner, Optimizer, Tensor, event, get_model, nn,
-                           noop, set_seed, to_device)
+                           noop, num_distrib, rank_distrib, set_seed, to_device)
 from fastai.callback.tracker import TrackerCallback
 from fastcore.basics import patch
 from omegaconf import OmegaConf
-from .callbacks import TrainingCallback, any_rank
+from .callbacks import TrainingCallback, all_ranks, any_rank
 from .files import DataError, atomic_write, sweep_leftovers
 from .recipe import RecipeError, recipe_diff
 
@@ -38,7 +38,11 @@ def rng_state(
     "The state of all random generators: Python, NumPy, PyTorch, GPUs, loaders."
     kind,keys,*rest = np.random.get_state()
     return dict(python=_python_state(random), numpy=[kind, torch.from_numpy(keys.astype(np.int64)), *rest], torch=torch.get_rng_state(),
-                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [], loaders=[_python_state(o) for o in _loader_rngs(dls)])
+                cuda=_cuda_states(), loaders=[_python_state(o) for o in _loader_rngs(dls)])
+
+def _cuda_states(): # one for each GPU; of several processes each has one GPU, and the same state
+    if not torch.cuda.is_initialized(): return []
+    return [torch.cuda.get_rng_state()] if num_distrib()>1 else torch.cuda.get_rng_state_all()
 
 def set_rng_state(
     state:dict, # From `rng_state`
@@ -49,7 +53,8 @@ def set_rng_state(
     kind,keys,*rest = state['numpy']
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state['torch'])
-    if state['cuda'] and len(state['cuda'])==torch.cuda.device_count(): torch.cuda.set_rng_state_all(state['cuda'])
+    if state['cuda'] and num_distrib()>1: torch.cuda.set_rng_state(state['cuda'][0])
+    elif state['cuda'] and len(state['cuda'])==torch.cuda.device_count(): torch.cuda.set_rng_state_all(state['cuda'])
     for o,s in zip(_loader_rngs(dls), state['loaders']): _set_python_state(o, s)
 
 # %% ../../nbs/core/13_checkpoints.ipynb #c9d4e17c
@@ -227,11 +232,12 @@ def save(self:Checkpointer,
     names=('latest',), # Names of the files, without `.pt`
     why:str='', # For the log
 ):
-    "Write a checkpoint under one name or several."
+    "Write a checkpoint under one name or several; of several processes the first one writes for all."
     start = time.monotonic()
-    first,*others = [self.folder/f'{n}.pt' for n in names]
-    with atomic_write(first) as f: torch.save(self.state(place), f)
-    for o in others: _link(first, o)
+    if not rank_distrib():
+        first,*others = [self.folder/f'{n}.pt' for n in names]
+        with atomic_write(first) as f: torch.save(self.state(place), f)
+        for o in others: _link(first, o)
     self.last = time.monotonic()
     self.seconds = max(self.seconds, self.last-start)
     self.tell(why, self.last-start)
@@ -264,7 +270,7 @@ def restore(self:Checkpointer,
 @patch
 def before_fit(self:Checkpointer):
     self.last,self.border,self.made = time.monotonic(),False,0 # `stopped` stays: a signal may have come already
-    sweep_leftovers(self.folder)
+    if not rank_distrib(): sweep_leftovers(self.folder)
     settle(self.learn.dls)
     if self.begin_from: self.restore(self.begin_from)
     else: self.start_rng = rng_state(self.learn.dls)
@@ -289,10 +295,10 @@ def due(self:Checkpointer):
 # %% ../../nbs/core/13_checkpoints.ipynb #80a6567a
 @patch
 def after_batch(self:Checkpointer):
-    if not self.learn.training: return self._leave(self.learn.trained) if self.stopped else None
+    if not self.learn.training: return self._leave(self.learn.trained) if self.asked() else None
     if not self.border: return
     self.border,place = False,None
-    if any_rank(self.stopped is not None): self._leave(self.learn.place(self.learn.iter+1))
+    if self.asked(): self._leave(self.learn.place(self.learn.iter+1))
     if why := self.due():
         names = ['latest'] + [f'step_{self.made}']*(why=='steps' and self.keep)
         self.save(self.learn.place(self.learn.iter+1), names, why)
@@ -304,7 +310,14 @@ def after_epoch(self:Checkpointer):
     self.learn.epoch += 1 # the place is the beginning of the next epoch
     try: self.save(self.learn.place(0), ['best', 'latest'] if best else ['latest'], 'best' if best else 'epoch')
     finally: self.learn.epoch -= 1
-    if any_rank(self.stopped is not None): raise CancelFitException()
+    if self.asked(): raise CancelFitException()
+
+@patch
+def asked(self:Checkpointer):
+    "Has any process been asked to stop? Then all know why."
+    if not any_rank(self.stopped is not None): return False
+    self.stopped = next(o for o in all_ranks(self.stopped) if o is not None)
+    return True
 
 @patch
 def _leave(self:Checkpointer, place):

@@ -93,7 +93,8 @@ def count_workers(
     "Sensible number of DataLoader workers: 2 on Kaggle, else cores-1 but at most 8; 0 without 1 GB of shared memory."
     shm = shared_memory()
     if shm is not None and shm < 1e9: return 0
-    return 2 if machine_kind(environ)=='kaggle' else min(count_cores(environ) - 1, 8)
+    here = int(environ.get('LOCAL_WORLD_SIZE') or 1) # processes of one training that share the cores
+    return 2 if machine_kind(environ)=='kaggle' else max(0, min(count_cores(environ)//here - 1, 8))
 
 # %% ../../nbs/core/00_env.ipynb #6f35bc1a
 _imported = time.time()

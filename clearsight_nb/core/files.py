@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['IMAGE_EXTENSIONS', 'IGNORE', 'show_name', 'DataError', 'Finding', 'DataReport', 'safe_path', 'list_some',
-           'list_images', 'twin_key', 'match_files', 'pair_files', 'atomic_write', 'sweep_leftovers', 'read_json',
-           'write_json', 'file_hash', 'make_manifest', 'check_manifest']
+           'list_images', 'twin_key', 'match_files', 'pair_files', 'atomic_write', 'sweep_leftovers', 'in_turn',
+           'read_json', 'write_json', 'file_hash', 'make_manifest', 'check_manifest']
 
 # %% ../../nbs/core/02_files.ipynb #3aa72d1b
-import errno,hashlib,html,json,os,re,secrets
+import errno,functools,hashlib,html,inspect,json,os,re,secrets
 from contextlib import contextmanager
 from dataclasses import dataclass,field
 from pathlib import Path
@@ -267,6 +267,29 @@ def sweep_leftovers(
     found = [p for p in sorted(Path(folder).glob('.*.tmp')) if re.search(r'\.[0-9a-f]{8}\.tmp$', p.name)]
     for p in found: p.unlink(missing_ok=True)
     return found
+
+# %% ../../nbs/core/02_files.ipynb #9a91185d
+def in_turn(
+    folder:str, # Name of the parameter that says where the function writes
+):
+    "Decorator: the processes of a distributed run call the function one after the other; `DataError` where files cannot be locked."
+    def _deco(func):
+        @functools.wraps(func)
+        def _call(*args, **kwargs):
+            if int(os.environ.get('WORLD_SIZE') or 1)<2: return func(*args, **kwargs)
+            with _locked(Path(inspect.signature(func).bind(*args, **kwargs).arguments[folder])): return func(*args, **kwargs)
+        return _call
+    return _deco
+
+@contextmanager
+def _locked(path):
+    import fcntl
+    lock = path.parent/f'.{path.name}.lock'
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, 'a') as f:
+        try: fcntl.flock(f, fcntl.LOCK_EX)
+        except OSError as e: raise DataError(lock, f'cannot be locked ({e})', 'Use a folder on another file system; CLEARSIGHT_WORK names the one for work.') from e
+        yield
 
 # %% ../../nbs/core/02_files.ipynb #f3237c92
 def read_json(

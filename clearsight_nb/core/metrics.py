@@ -286,10 +286,11 @@ def batch_counts(
     _memo = (weakref.ref(logits), weakref.ref(targ), key, counts)
     return counts
 
-def _kept(dl, bs):
-    "How many items of the batch just drawn from `dl` are real and not a distributed loader's padding"
-    if not all(hasattr(dl, o) for o in ('i', 'n', 'n_padded', 'rank', 'world_size')): return bs
-    return max(0, min(bs, dl.n - (dl.rank*dl.n_padded//dl.world_size + dl.i - bs)))
+def _own(dl, counts):
+    "Counts of the items that this process answers for: its share of a whole batch, and without the padding of fastai's distributed loader"
+    if share := getattr(dl, 'share', None): return share.mine(counts)[:share.real]
+    if not all(hasattr(dl, o) for o in ('i', 'n', 'n_padded', 'rank', 'world_size')): return counts
+    return counts[:max(0, dl.n - (dl.rank*dl.n_padded//dl.world_size + dl.i - len(counts)))]
 
 # %% ../../nbs/core/10_metrics.ipynb #e177eddd
 class CountMetric(Metric):
@@ -303,7 +304,7 @@ class CountMetric(Metric):
     def reset(self): self.cm = self._total = None
     def accumulate(self, learn):
         counts = batch_counts(learn.pred, learn.y, self.axis, self.ignore)
-        self.add(counts[:_kept(learn.dl, len(counts))])
+        self.add(_own(learn.dl, counts))
         self._total = None
 
     def add(self, counts):

@@ -93,8 +93,16 @@ def fixed_noise(self:DiffusionObjective,
     "Levels and noise of validation: a function of the seed and an item's number."
     numbers,gens = range(first, first+shape[0]),[torch.Generator() for _ in range(shape[0])]
     noise = torch.stack([torch.randn(shape[1:], generator=g.manual_seed(self.seed*1_000_003 + i)) for i,g in zip(numbers, gens)])
+    return self.fixed_shares(first, shape[0]),noise
+
+@patch
+def fixed_shares(self:DiffusionObjective,
+    first:int, # Number of the first item in the validation set
+    n:int, # Number of items
+)->Tensor: # (n,), float64
+    "Shares of the training distribution in validation: evenly spread, whatever the number of items."
     start = torch.rand(1, generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
-    return (start + .6180339887498949*torch.tensor(numbers))%1,noise
+    return (start + .6180339887498949*torch.tensor(range(first, first+n)))%1
 
 # %% ../../nbs/core/22_objectives.ipynb #e0c4594d
 @patch
@@ -106,14 +114,24 @@ def _parts(self:DiffusionObjective):
     return parts[-1],parts[0] if len(parts)==2 else None
 
 @patch
+def draw(self:DiffusionObjective,
+    clean:Tensor, # The items that are here (b, c, h, w)
+)->tuple: # Levels (b,), standard normal noise like `clean`
+    "Levels and noise; where processes share a batch all draw for the whole of it, and each takes its part."
+    share = getattr(self.learn.dl, 'share', None)
+    n = share.whole(len(clean)) if share else len(clean)
+    if self.learn.training:
+        level,noise = self.process.sample_levels(n).to(clean.device),torch.randn_like(clean.new_empty(n, *clean.shape[1:]) if share else clean)
+        return (share.mine(level), share.mine(noise)) if share else (level, noise)
+    first = self.item + (n//share.total*share.start if share else 0)
+    at,noise = self.fixed_noise(first, clean.shape)
+    self.shares,self.item = self.fixed_shares(self.item, n),self.item + n
+    return self.process.level_at(at).float().to(clean.device),noise.to(clean)
+
+@patch
 def before_batch(self:DiffusionObjective):
     clean,cond = self._parts()
-    if self.learn.training: level,noise = self.process.sample_levels(len(clean)).to(clean.device),torch.randn_like(clean)
-    else:
-        self.shares,noise = self.fixed_noise(self.item, clean.shape)
-        level,noise = self.process.level_at(self.shares).float().to(clean.device),noise.to(clean)
-        self.item += len(clean)
-    self.learn.xb,self.learn.yb = self.batch(clean, level, noise, cond)
+    self.learn.xb,self.learn.yb = self.batch(clean, *self.draw(clean), cond)
 
 @patch
 def after_pred(self:DiffusionObjective): self.learn.pred = unwrap(self.learn.pred)

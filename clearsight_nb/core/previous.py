@@ -32,7 +32,7 @@ def fetch_run(
     if (to/'checkpoints'/'latest.pt').exists(): return None
     there = next((p for p in find_runs(recipe, env) if p.resolve()!=to.resolve()), None)
     if there is None: return None
-    files = ['recipe.yaml', 'log.csv', 'training.log', 'checkpoints/best.pt', 'checkpoints/latest.pt'] # the last one makes it a run
+    files = ['recipe.yaml', 'run.json', 'log.csv', 'training.log', 'checkpoints/best.pt', 'checkpoints/latest.pt'] # the last one makes it a run
     for f in files:
         if not (there/f).is_file(): continue
         with open(there/f, 'rb') as a,atomic_write(to/f) as b: shutil.copyfileobj(a, b)

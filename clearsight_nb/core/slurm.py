@@ -26,14 +26,22 @@ class SlurmJob:
     cpus:int = 4 # Cores
     notice:int = 120 # Seconds before the limit at which Slurm warns the script
     resubmit:int = 20 # How often the job may hand itself in again; 0 = never
+    nodes:int = 1 # Machines; `gres`, `mem` and `cpus` are those of each
+    processes:int|None = None # Training processes on each machine; None: one, or with several machines one for each GPU of `gres`
 
     def __post_init__(self):
         rules = dict(name=r'[\w.-]+', account=r'[\w.@+-]*', partition=r'[\w.,@+-]*', gres=r'[\w:.,-]*', mem=r'\d+[KMGT]?', time=r'(\d+-)?\d+(:\d\d?){0,2}')
         like = dict(name='derain-demo', account='eecs1', partition='gpu', gres='gpu:1', mem='20G', time='08:00:00')
         for k,rule in rules.items():
             if not re.fullmatch(rule, str(getattr(self, k)), re.ASCII): raise ValueError(f'{k} is {getattr(self, k)!r}; write it as {like[k]!r}')
-        for k,low in dict(cpus=1, notice=10, resubmit=0).items():
-            if not isinstance(v := getattr(self, k), int) or v<low: raise ValueError(f'{k} is a number of {low} or more, not {v!r}')
+        for k,low in dict(cpus=1, notice=10, resubmit=0, nodes=1, processes=1).items():
+            v = getattr(self, k)
+            if (k,v)!=('processes', None) and (not isinstance(v, int) or v<low): raise ValueError(f'{k} is a number of {low} or more, not {v!r}')
+    @property
+    def per_node(self):
+        "Training processes on each machine."
+        count = self.gres.rpartition(':')[2]
+        return self.processes or (int(count) if self.nodes>1 and count.isdigit() else 1)
 
 # %% ../../nbs/core/45_slurm.ipynb #b3c4a698
 def _options(job, logs):
@@ -41,7 +49,8 @@ def _options(job, logs):
     pattern = str(logs).replace('%', '%%')
     if re.search(r'["\\\n\r]', pattern): raise ValueError(f'The folder of logs has a quotation mark, backslash or line break in its name: {logs}')
     asked = [('job-name', job.name), ('account', job.account), ('partition', job.partition), ('gres', job.gres), ('mem', job.mem), ('time', job.time),
-             ('nodes', 1), ('ntasks', 1), ('cpus-per-task', job.cpus), ('output', f'"{pattern}/%x-%j.out"'), ('error', f'"{pattern}/%x-%j.err"'),
+             ('nodes', job.nodes), ('ntasks', job.nodes), *([('ntasks-per-node', 1)] if job.nodes>1 else []), ('cpus-per-task', job.cpus),
+             ('output', f'"{pattern}/%x-%j.out"'), ('error', f'"{pattern}/%x-%j.err"'),
              ('open-mode', 'append'), ('signal', f'B:USR1@{job.notice}')]
     return '\n'.join(f'#SBATCH --{k}={v}' for k,v in asked if v!='') + '\n#SBATCH --requeue'
 
@@ -53,13 +62,13 @@ _SCRIPT = '''#!/bin/bash
 export PATH={bin}:"$PATH"
 cd {folder} || exit 1
 script={script}
-{setup}again=$(( ${{CLEARSIGHT_RESUBMITTED:-0}} + ${{SLURM_RESTART_COUNT:-0}} ))
+{setup}{network}again=$(( ${{CLEARSIGHT_RESUBMITTED:-0}} + ${{SLURM_RESTART_COUNT:-0}} ))
 timed_out=0 warned=0 step=
 on_warning() {{ timed_out=1; warned=1; [ -z "$step" ] || kill -TERM "$step" 2>/dev/null; }}
 trap on_warning USR1
 
 echo "$(date '+%F %T') job ${{SLURM_JOB_ID:-?}} on $(hostname), attempt $(( again+1 ))"
-srun --ntasks=1 --cpus-per-task={cpus} \\
+srun --ntasks={tasks} --cpus-per-task={cpus} \\
     {command} &
 step=$! status=127
 while :; do
@@ -70,6 +79,21 @@ while :; do
 done
 echo "$(date '+%F %T') training ended with status $status"
 '''
+
+# %% ../../nbs/core/45_slurm.ipynb #bd9e0e43
+_NETWORK = '''head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+port=$(( 20000 + SLURM_JOB_ID % 12000 ))
+export PET_SHUTDOWN_TIMEOUT={notice} # how long torchrun lets a process save
+'''
+
+def _several(job):
+    "Options of srun, lines of shell and the program in front of a training that runs in several processes"
+    if job.nodes==job.per_node==1: return 1,'',''
+    meet = '--rdzv_backend=c10d --rdzv_endpoint="$head:$port" --rdzv_id="$SLURM_JOB_ID"' if job.nodes>1 else '--standalone'
+    tasks = f'{job.nodes} --ntasks-per-node=1 --wait=30' if job.nodes>1 else 1
+    lines = _NETWORK.splitlines(True)
+    return tasks,''.join(lines if job.nodes>1 else lines[2:]).format(notice=job.notice),\
+        f'python -m clearsight_nb.core.launch --nnodes={job.nodes} --nproc_per_node={job.per_node} {meet} --no_python \\\n    '
 
 # %% ../../nbs/core/45_slurm.ipynb #a3a397cd
 _AGAIN = '''
@@ -100,8 +124,10 @@ def slurm_script(
     job,path = job or SlurmJob(),Path(path).resolve()
     if '\n' in str(path): raise ValueError('The path of the script has a line break')
     quote = lambda o: shlex.quote(str(o))
-    facts = dict(options=_options(job, Path(logs or path.parent/'logs').resolve()), script=quote(path), bin=quote(bin or Path(sys.executable).parent),
-        folder=quote(Path(folder).resolve()), setup=''.join(f'{line}\n' for line in setup), cpus=job.cpus, command=shlex.join(map(str, command)),
+    tasks,network,start = _several(job)
+    facts = dict(tasks=tasks, network=network, script=quote(path), options=_options(job, Path(logs or path.parent/'logs').resolve()),
+        bin=quote(bin or Path(sys.executable).parent), folder=quote(Path(folder).resolve()),
+        setup=''.join(f'{line}\n' for line in setup), cpus=job.cpus, command=start + shlex.join(map(str, command)),
         most=job.resubmit, not_finished=NOT_FINISHED)
     return (_SCRIPT + _AGAIN).format(**facts)
 

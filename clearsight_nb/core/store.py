@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from .files import DataError, atomic_write
+from .files import DataError, atomic_write, in_turn
 
 # %% ../../nbs/core/05_store.ipynb #8ed85e3c
 def fingerprint(
@@ -141,6 +141,7 @@ def _sweep(folder, token):
 
 # %% ../../nbs/core/05_store.ipynb #619965f2
 @patch(cls_method=True)
+@in_turn('folder')
 def create(cls:BandStore,
     folder:str|Path, # Where the store shall lie; made if missing
     tiles, # Iterable of (name, values (C, H, W), labels uint8 (H, W) or None); not touched if the store is up to date

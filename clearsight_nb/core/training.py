@@ -11,14 +11,14 @@ import json,math,os,time
 from datetime import datetime
 from pathlib import Path
 import pandas as pd, torch
-from fastai.basics import OptimWrapper, default_device, get_model, noop, partial, rank_distrib, trainable_params
+from fastai.basics import L, OptimWrapper, default_device, get_model, noop, num_distrib, partial, rank_distrib, trainable_params
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastcore.basics import patch
 from fastcore.imports import in_notebook
 from fastprogress.fastprogress import format_time
 from omegaconf import OmegaConf
-from .callbacks import Accumulate, ClipGradients, EMACallback, FiniteGuard, TrainingCallback
+from .callbacks import Accumulate, ClipGradients, EMACallback, FiniteGuard, TrainingCallback, all_ranks
 from .checkpoints import (Checkpointer, RunLearner, TimeBudget, check_recipe, checkpoint_weights, read_checkpoint, seed_all,
                                             stop_on_signals)
 from .env import detect_env
@@ -40,7 +40,8 @@ class RunLog(TrainingCallback):
     def tell(self,
         text:str, # One line
     ):
-        "Add a line with the time to training.log."
+        "Add a line with the time to training.log; of several processes the first one does."
+        if rank_distrib(): return
         with open(self.folder/'training.log', 'a', encoding='utf-8') as f: f.write(f'{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n')
     def after_epoch(self):
         learn,row = self.learn,dict(epoch=self.learn.epoch)
@@ -186,6 +187,12 @@ def recipe_callbacks(
     return cbs
 
 # %% ../../nbs/core/14_training.ipynb #b758368b
+def _several(learn, t, kind):
+    "Callbacks for several processes, or for one that sees several GPUs"
+    if num_distrib()<2 and (kind!='cuda' or torch.cuda.device_count()<2): return []
+    from clearsight_nb.core.distributed import several_devices
+    return several_devices(learn, t.seed)
+
 def recipe_learner(
     dls, # DataLoaders
     model, # Network
@@ -205,7 +212,7 @@ def recipe_learner(
     opt_func = opt_func or partial(OptimWrapper, opt=_optimizers[t.optimizer])
     learn = RunLearner(dls, model, loss_func, opt_func, lr=t.lr, splitter=splitter, metrics=metrics, wd=t.weight_decay, path=run_dir, **kwargs)
     if 'progress' in vars(learn): learn.remove_cb(learn.progress)
-    learn.add_cbs(recipe_callbacks(t, len(dls.train), kind)).add_cbs(cbs)
+    learn.add_cbs(recipe_callbacks(t, len(dls.train), kind)).add_cbs([*_several(learn, t, kind), *L(cbs)])
     learn.recipe,learn.run_dir,learn.stopped,learn.about = recipe,run_dir,None,about or {}
     return learn
 
@@ -240,6 +247,8 @@ def _start(learn, resume, changed):
     folder,latest = learn.run_dir,learn.run_dir/'checkpoints'/'latest.pt'
     ck = read_checkpoint(latest) if resume and latest.exists() else None
     if ck and not changed: check_recipe(ck, learn.recipe, latest)
+    if len({*(at := all_ranks(ck and ck['step']))})>1: raise DataError(latest, f'looks different to the processes of this run, which find steps {at}',
+        'Give a run directory that all of them share, and start one run in it at a time.')
     if rank_distrib(): return ck
     (folder/'figures').mkdir(parents=True, exist_ok=True)
     sweep_leftovers(folder) # of a run that was killed while it wrote its log
@@ -259,17 +268,21 @@ def _run_callbacks(learn, ck):
 def _use_best(learn):
     "Load the best weights into the model and write them to weights.safetensors"
     folder = learn.run_dir/'checkpoints'
+    all_ranks('arrived') # the first process has written the last checkpoint by now
     ck = read_checkpoint(folder/'best.pt' if (folder/'best.pt').exists() else folder/'latest.pt')
     watch,weights = ck['cbs']['watch'],checkpoint_weights(ck)
     get_model(learn.model).load_state_dict(weights)
-    if rank_distrib(): return
-    save_weights(learn.run_dir/'weights.safetensors', weights, learn.recipe, monitor=learn.watch.monitor, value=watch['best'], epoch=watch['best_epoch'],
-                 step=ck['step'], averaged='ema' in ck['cbs'], about=json.dumps(learn.about))
+    if not rank_distrib():
+        save_weights(learn.run_dir/'weights.safetensors', weights, learn.recipe, monitor=learn.watch.monitor, value=watch['best'], epoch=watch['best_epoch'],
+                     step=ck['step'], averaged='ema' in ck['cbs'], about=json.dumps(learn.about))
+    all_ranks('written') # nobody leaves before, since a process that ends may take the others with it
 
 def _tidy(learn, logger):
     "What a fit that ended in an error leaves undone, because fastai sends no after_fit then"
     if 'ema' in vars(learn): learn.ema.restore()
     if 'mixed_precision' in vars(learn): learn.mixed_precision.leave()
+    if 'run_distributed' in vars(learn): learn.run_distributed.unwrap()
+    learn.model = get_model(learn.model)
     learn.logger,learn.resume_at = logger,None
 
 # %% ../../nbs/core/14_training.ipynb #75a9fc4a

@@ -166,7 +166,7 @@ def _ring(self:Codec, h, w): # number of the ring of every bin, 0 for the zero f
     return ring
 
 @patch
-def _maps(self:Codec, h, w, kind=''): # mean and factor of every plane and bin; kept for the latest sizes
+def _maps(self:Codec, h, w, kind=''): # mean, divisor, and what standardises as x*factor + shift, of every plane and bin; kept for the latest sizes
     key = h,w,kind,self.edges.device
     if key not in self._kept:
         with torch.inference_mode(False), torch.no_grad():
@@ -175,7 +175,7 @@ def _maps(self:Codec, h, w, kind=''): # mean and factor of every plane and bin; 
                 for o in (mean, std): o[:,0,0] *= math.sqrt(h*w)
             elif kind and self.representation!='spatial': mean[:3,0,0] += math.log(h*w)/2
             div = std*(1 if self.representation=='spatial' else math.sqrt(2))/(1. if kind else self.signal)
-            self._kept = {k: v for k,v in list(self._kept.items())[-5:]} | {key: (mean, div, 1/div)}
+            self._kept = {k: v for k,v in list(self._kept.items())[-5:]} | {key: (mean, div, 1/div, -mean/div)}
     return self._kept[key]
 
 # %% ../../nbs/derain/02_fourier.ipynb #5a7af47f
@@ -202,8 +202,8 @@ def encode_pair(self:Codec,
     "State and condition at once, with the rainy spectrum computed once."
     self._check(clean, rain)
     diff,seen = self._views(clean.float(), rain.float())
-    (mean,_,factor),(mean2,_,factor2) = self._maps(*clean.shape[-2:]),self._maps(*clean.shape[-2:], 'cond_')
-    return diff.sub_(mean).mul_(factor),seen.sub_(mean2).mul_(factor2)
+    (_,_,factor,shift),(_,_,factor2,shift2) = self._maps(*clean.shape[-2:]),self._maps(*clean.shape[-2:], 'cond_')
+    return torch.addcmul(shift, diff, factor),torch.addcmul(shift2, seen, factor2)
 
 @patch
 def encode(self:Codec,
@@ -212,8 +212,8 @@ def encode(self:Codec,
 )->Tensor: # State (b, 6, h, w//2+1), or (b, 3, h, w) if spatial; float32, standardised
     "What has to be added to the rainy spectrum, standardised."
     self._check(clean, rain)
-    mean,_,factor = self._maps(*clean.shape[-2:])
-    return (self._raw(clean.float(), rain.float()) - mean)*factor
+    _,_,factor,shift = self._maps(*clean.shape[-2:])
+    return torch.addcmul(shift, self._raw(clean.float(), rain.float()), factor)
 
 @patch
 def _raw(self:Codec, clean, rain):
@@ -230,7 +230,7 @@ def decode(self:Codec,
     "Add the difference to the rainy spectrum and transform back."
     self._check(rain)
     (h,w),rain = rain.shape[-2:],rain.float()
-    mean,div,_ = self._maps(h, w)
+    mean,div,*_ = self._maps(h, w)
     raw = state.float()*div + mean
     if self.representation=='spatial': return rain+raw
     if self.representation=='complex': return rain + image(torch.complex(*raw.chunk(2, 1)), (h, w))
@@ -251,8 +251,8 @@ def condition(self:Codec,
 )->Tensor: # (b, 6, h, w//2+1), or (b, 3, h, w) if spatial; standardised
     "The rainy picture as a network over the spectrum sees it."
     self._check(rain)
-    mean,_,factor = self._maps(*rain.shape[-2:], 'cond_')
-    return self._views(None, rain.float())[1].sub_(mean).mul_(factor)
+    _,_,factor,shift = self._maps(*rain.shape[-2:], 'cond_')
+    return torch.addcmul(shift, self._views(None, rain.float())[1], factor)
 
 # %% ../../nbs/derain/02_fourier.ipynb #0065a014
 @patch

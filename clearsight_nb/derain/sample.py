@@ -9,7 +9,7 @@ __all__ = ['rain_grid', 'sample_photo', 'sample_rain', 'derain_sample']
 import io,math,zlib
 from pathlib import Path
 import numpy as np
-from ..core.files import DataError,atomic_write,check_manifest,make_manifest,read_json,sweep_leftovers,write_json
+from ..core.files import DataError,atomic_write,check_manifest,in_turn,make_manifest,read_json,sweep_leftovers,write_json
 from ..core.photos import RAIN_LEVELS,add_rain,load_photo,photo_names
 from .data import derain_csv
 
@@ -84,6 +84,7 @@ def _check_sample(n, n_valid, size, seed, ext):
     if ext not in ('png', 'jpg'): raise ValueError(f"ext is 'png' or 'jpg', not {ext!r}")
 
 # %% ../../nbs/derain/01_sample.ipynb #38807de7
+@in_turn('dest')
 def derain_sample(
     dest:str|Path, # Folder that will hold `train`, `valid` and `sample.json`
     n:int=10, # Training photographs

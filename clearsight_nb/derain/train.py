@@ -49,18 +49,17 @@ class DerainObjective(DiffusionObjective):
         self.codec,self.drop,self.regression,self.loss_func = codec,d.condition_dropout,d.regression,DerainLoss(codec, d.loss)
     @property
     def name(self): return 'diffusion_objective'
-    def draw(self, clean): # levels (b,) and white noise of images
-        if self.learn.training: return self.process.sample_levels(len(clean)),torch.randn_like(clean)
-        self.shares,white = self.fixed_noise(self.item, clean.shape)
-        self.item += len(clean)
-        return self.process.level_at(self.shares).float(),white.to(clean)
     def before_batch(self):
         clean,rain = self._parts()
-        level,white = self.draw(clean)
-        x,target = self.batch(self.codec.encode(clean, rain), level.to(clean.device), self.codec.as_state(white), rain)
+        level,white = self.draw(clean) # levels (b,) and white noise of images
+        x,target = self.batch(self.codec.encode(clean, rain), level, self.codec.as_state(white), rain)
         if self.regression: x = 0*x[0],torch.full_like(x[1], self.process.steps-1),rain # nothing but the rainy picture
-        if self.learn.training and self.drop: x = *x,(torch.rand(len(rain), device=rain.device)>=self.drop).float()
+        if self.learn.training and self.drop: x = *x,self.keep(rain).float()
         self.learn.xb,self.learn.yb = x,(*target, rain)
+    def keep(self, rain): # which items are told the condition
+        share = getattr(self.learn.dl, 'share', None)
+        keep = torch.rand(share.whole(len(rain)) if share else len(rain), device=rain.device) >= self.drop
+        return share.mine(keep) if share else keep
 
 # %% ../../nbs/derain/30_train.ipynb #67250010
 def derain_learner(

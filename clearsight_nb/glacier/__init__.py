@@ -9,6 +9,7 @@ from ..core.metrics import *
 from ..core.callbacks import *
 from ..core.schedules import *
 from ..core.checkpoints import *
+from ..core.previous import *
 from ..core.training import *
 from .data import *
 from .sample import *

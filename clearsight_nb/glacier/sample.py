@@ -13,7 +13,7 @@ __all__ = ['PIXEL', 'SHARES', 'GLACIER_SPECTRA', 'SCALE', 'SKY', 'HAZE', 'SceneM
 import heapq,math,zlib
 from pathlib import Path
 import numpy as np
-from ..core.files import DataError,atomic_write,check_manifest,list_some,make_manifest
+from ..core.files import DataError,atomic_write,check_manifest,in_turn,list_some,make_manifest
 from ..core.files import read_json,safe_path,sweep_leftovers,write_json
 from .data import GLACIER_BANDS,LABEL_VALUES,LANDSAT_BANDS
 
@@ -444,6 +444,7 @@ def _clear(dest, files):
         if not any(d.iterdir()): d.rmdir()
 
 # %% ../../nbs/glacier/01_sample.ipynb #0c20e514
+@in_turn('dest')
 def glacier_sample(
     dest:str|Path, # Folder that will hold `Train` and `sample.json`
     tiles:int=25, # Number of tiles, at least 1

@@ -73,12 +73,14 @@ class Ticks(Sampler):
     def __init__(self,
         images:int, # Images of a tick
         batch:int, # Images of a batch
-    ): self.images,self.batch,self.tick = images,batch,0
+    ): self.images,self.batch,self.tick,self.part = images,batch,0,lambda ids: ids
     def set_epoch(self, tick:int): self.tick = int(tick)
     def __len__(self): return -(-self.images//self.batch)
     def __iter__(self):
         first = self.tick*self.images
-        for g in range(first, first+self.images, self.batch): yield list(range(g, min(g+self.batch, first+self.images)))
+        for g in range(first, first+self.images, self.batch): yield self.part(list(range(g, min(g+self.batch, first+self.images))))
+    @property
+    def sizes(self): return [min(self.batch, self.images-g) for g in range(0, self.images, self.batch)]
 
 # %% ../../nbs/lowlight/22_dls.ipynb #c744e2bc
 def turn(
@@ -111,6 +113,12 @@ class TileDL(DataLoader):
         self.device = device
         return self
     def one_batch(self): return next(iter(self))
+    @property
+    def sizes(self): return self.batch_sampler.sizes
+    def shard(self, part): # for several processes, see core.distributed
+        ticks = Ticks(self.batch_sampler.images, self.bs)
+        ticks.part = part
+        return TileDL(self.dataset, ticks, self.num_workers, self.device)
     def __iter__(self):
         for x,k in super().__iter__(): yield turn(x.to(self.device, non_blocking=True) if self.device else x, k),
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass,field,fields
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from ..core.files import DataError,atomic_write,check_manifest,make_manifest
+from ..core.files import DataError,atomic_write,check_manifest,in_turn,make_manifest
 from ..core.files import read_json,safe_path,sweep_leftovers,write_json
 from ..core.photos import PHOTOS,load_photo,srgb_to_linear
 from .tiles import write_metadata,write_tile
@@ -291,6 +291,7 @@ def _write_tile(dest, x, at, name, i, shot, cal, seed):
         valid_ratio=1., is_edge_tile=False, tile_stats=_stats(z)) | (dict(corresponding_long_tile=tid('10s')) if short else {})
 
 # %% ../../nbs/lowlight/03_sensor.ipynb #2f6e2d57
+@in_turn('dest')
 def lowlight_sample(
     dest:str|Path, # Folder that will hold `pt_tiles`, `metadata.json`, `calibration.json` and `sample.json`
     n:int=96, # Places in the training split, over four photographs

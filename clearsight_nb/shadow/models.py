@@ -11,6 +11,7 @@ import importlib,json
 from collections.abc import Mapping,Sequence
 from pathlib import Path
 import torch,torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor,nn
 from ..core.files import DataError,atomic_write
 from .light import LightEncoder
@@ -85,6 +86,7 @@ class Codec(nn.Module):
 class ShadowNet(nn.Module):
     "Noisy shadow, number of the noise level, prepared condition → velocity; subclasses call their U-Net in `predict`."
     multiple = 8 # The U-Net's sides are multiples of this
+    gate = False # Let noise in only as far as it tells something, and put it out unchanged?
     def __init__(self,
         unet:nn.Module, # A diffusers U-Net
         codec:Codec, # The space it works in
@@ -111,15 +113,11 @@ class ShadowNet(nn.Module):
     )->Tensor: # Velocity, noise − shadow (b, channels, h, w)
         h,w = x.shape[-2:]
         vector,image = self.look(cond)
-        z,n = torch.cat([x, cond[:,:-3], *image], 1),self.multiple
+        seen = x*(1-number.to(x.dtype)/1000)[:,None,None,None] if self.gate else x
+        z,n = torch.cat([seen, cond[:,:-3], *image], 1),self.multiple
         if h%n or w%n: z = F.pad(z, (0, -w%n, 0, -h%n), mode='replicate')
-        return self.predict(z, number, vector)[...,:h,:w]
-    def checkpointing(self,
-        on:bool=True, # Compute activations again in the backward pass instead of keeping them?
-    ):
-        "Trade time for memory: gradient checkpointing on or off."
-        (self.unet.enable_gradient_checkpointing if on else self.unet.disable_gradient_checkpointing)()
-        return self
+        out = self.predict(z, number, vector)[...,:h,:w]
+        return x + out if self.gate else out
 
 # %% ../../nbs/shadow/20_models.ipynb #882589a1
 def vector_size(
@@ -157,12 +155,13 @@ class PixelNet(ShadowNet):
         attention:int=1, # See `pixel_config`
         light:str='direction', # Mode of the `LightEncoder`
         codec:Codec|None=None, # None: pixels as they are
+        gate:bool=True, # See `ShadowNet`
     ):
         from diffusers import UNet2DModel
         codec = codec or Codec()
         n_in = codec.channels + codec.cond_channels + (light=='blob')
         super().__init__(UNet2DModel(**pixel_config(widths, layers, attention, n_in, codec.channels)), codec, light)
-        width = 4*widths[0] # of diffusers' time embedding
+        self.gate,width = gate,4*widths[0] # width of diffusers' time embedding
         self.multiple = 2**(len(widths)-1)
         self.project = nn.Sequential(nn.Linear(vector_size(light), width), nn.SiLU(), nn.Linear(width, width))
     def predict(self, z, number, vector): return self.unet(z, number, class_labels=self.project(vector)).sample
@@ -247,3 +246,12 @@ def load_net(
     except (RuntimeError, TypeError, ValueError) as e:
         raise DataError(file, f'does not fit its own settings ({str(e).splitlines()[-1].strip()})', 'It was written by another version, or changed; train again.') from e
     return net.eval()
+
+# %% ../../nbs/shadow/20_models.ipynb #5a9e0c13
+@patch
+def checkpointing(self:ShadowNet,
+    on:bool=True, # Compute activations again in the backward pass instead of keeping them?
+): # Itself
+    "Trade time for memory: gradient checkpointing on or off."
+    (self.unet.enable_gradient_checkpointing if on else self.unet.disable_gradient_checkpointing)()
+    return self

@@ -9,7 +9,7 @@ __all__ = ['SEVERITIES', 'sample_pair', 'weather_sample']
 import io,zlib
 from pathlib import Path
 import numpy as np
-from ..core.files import DataError,atomic_write,check_manifest,make_manifest
+from ..core.files import DataError,atomic_write,check_manifest,in_turn,make_manifest
 from ..core.files import read_json,sweep_leftovers,write_json
 from ..core.photos import DEGRADATIONS,PHOTOS,degrade,load_photo,photo_names
 
@@ -68,6 +68,7 @@ def _old_sample(dest, want):
     return bool(head.get('complete')) and check_manifest(dest, head['files']).ok
 
 # %% ../../nbs/weather/01_sample.ipynb #bfad9a40
+@in_turn('dest')
 def weather_sample(
     dest:str|Path, # Folder that will hold `allweather`, `allweather_val` and `sample.json`
     n:int=80, # Training pairs

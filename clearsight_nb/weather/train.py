@@ -9,6 +9,7 @@ __all__ = ['PublishedCheckpoint', 'get_unet', 'ContinueFrom', 'add_cond', 'condi
 # %% ../../nbs/weather/30_train.ipynb #1a93f4ee
 from pathlib import Path
 import torch
+from fastai.basics import rank_distrib
 from ..core.callbacks import EMACallback, TrainingCallback
 from ..core.checkpoints import Checkpointer
 from ..core.diffusion import VP, concat_cond
@@ -34,9 +35,10 @@ class PublishedCheckpoint(TrainingCallback):
     def after_epoch(self): self.write()
     def after_cancel_fit(self): self.write()
     def write(self):
-        "Write the file, whole or not at all."
+        "Write the file, whole or not at all; of several processes the first one does."
         learn,saver = self.learn,self.learn.checkpointer
         self.steps,self.seen = saver.made,saver.last
+        if rank_distrib(): return
         ema = {k.removeprefix('unet.'): v for k,v in learn.ema.averages().items()} if 'ema' in vars(learn) else None
         save_weatherdiff(self.path, get_unet(learn), ema, learn.opt.opt.state_dict(), self.before+saver.made, learn.epoch+1)
 
