@@ -125,7 +125,7 @@ def test_benchmarks_are_the_stored_ones(site):
     for name,r in json.loads((ROOT/'benchmarks/results.json').read_text(encoding='utf-8')).items():
         assert name in text and r['name'] in text and (f"{r['ratio']:.3g}" in text or f"{r['ratio']:,.0f}" in text), name
 
-@pytest.fixture(scope='session')
+@pytest.fixture # for each test anew: while Playwright runs, its event loop does, and other tests must not find it
 def browser():
     "Debian's Chromium, driven by Playwright"
     api = pytest.importorskip('playwright.sync_api', reason='Playwright is not installed')

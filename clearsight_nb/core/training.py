@@ -294,7 +294,8 @@ def fit_recipe(
     "Train by the recipe, or go on; afterwards the model has the best weights and `learn.stopped` says why training ended."
     t,logger = learn.recipe.training,learn.logger
     ck = _start(learn, resume, changed)
-    total,epochs = run_steps(t, len(learn.dls.train))
+    total,epochs = run_steps(t, batches := len(learn.dls.train))
+    if ck: epochs = max(epochs, ck['place']['epoch'] + math.ceil((total-ck['step'])*t.accumulate/batches)) # more steps than a run that has ended within an epoch
     log,saver,cbs = _run_callbacks(learn, ck)
     log.tell(f'resumed at step {ck["step"]} of {total}' if ck else f'begun: {total} steps, {epochs} epochs, recipe {recipe_hash(learn.recipe)}')
     if not ck: seed_all(t.seed, learn.dls)
