@@ -24,3 +24,4 @@ from .train import *
 from .derain import *
 from .evaluate import *
 from .pipeline import *
+from .viewer import *

@@ -34,3 +34,4 @@ from .ensemble import *
 from .scenes import *
 from .decision import *
 from .submission import *
+from .viewer import *

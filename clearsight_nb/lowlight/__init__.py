@@ -32,3 +32,4 @@ from .enhance import *
 from .blind import *
 from .evaluate import *
 from .interop import *
+from .viewer import *
