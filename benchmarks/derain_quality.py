@@ -1,11 +1,11 @@
 """What a representation and a network are worth at equal budget: decibels of RGB PSNR above the rainy input, on held-out photographs with medium rain.
 
 Every network is the demo's U-Net (`recipes/derain/demo.yaml`: 1,500 steps of 8 patches of 64 pixels) in one of three representations and one of two spaces, trained on the same patches in the same order; the last one is a plain U-Net without
-Fourier space and without diffusion. 40 photographs for training and 6 for testing, of 128×128, each with 4 kinds of rain; one sample a picture, 10 DDIM steps. Training takes 15 to 30 minutes on two cores in all; runs are kept in
+Fourier space and without diffusion. 40 photographs for training and 6 for testing, of 128×128, each with 4 kinds of rain; one sample a picture, 10 DDIM steps. Seven networks are trained; runs are kept in
 runs/derain/quality and resumed there.
 - ours: the default, `complex` with a network over pictures
 - peer: the version first described, `magphase` with a network over the spectrum
-The whole table goes to derain_quality.json, which nbs/derain/50_evaluate.ipynb shows.
+The whole table goes to derain_quality.json.
 """
 import json, time
 from pathlib import Path

@@ -1,5 +1,5 @@
 "Every command of the program `clearsight` with every task, in process, on tiny data and runs of a few steps."
-import importlib, json, os, subprocess, sys
+import json, os, subprocess, sys
 from pathlib import Path
 import pytest
 from conftest import ROOT
@@ -20,12 +20,6 @@ RECIPE = dict(glacier=[*CPU, 'training.steps=2', 'data.crop=32', 'data.crops_per
         'training.save_every=2', 'training.warmup_steps=0', 'training.batch_size=2'])
 SCORE = dict(glacier=['pixels=300'], weather=['preset=fast'], lowlight=['modes=[scale,nlm]'], derain=['baselines=false', 'preset=mean'], shadow=['steps=[1]', 'seeds=[0]'])
 HOW = dict(weather=['preset=fast'], lowlight=['alpha=.1', 'mode=oneshot'], derain=['preset=mean'], shadow=['theta=20'], glacier=[])
-
-def need(task, command=''):
-    "Shadow's training and its verb are merged later than this page"
-    parts = [] if task!='shadow' else ['train'] + dict(predict=['cast'], eval=['evaluate']).get(command, [])
-    for p in parts:
-        if importlib.util.find_spec(f'clearsight_nb.{task}.{p}') is None: pytest.skip(f'clearsight_nb.{task}.{p} is not in this tree')
 
 @pytest.fixture(scope='module')
 def work(tmp_path_factory):
@@ -48,7 +42,6 @@ def run(capsys):
 def trained(work, run):
     "Folder of a tiny run of a task, and of its data; made once"
     def _trained(task):
-        need(task)
         data,folder = work/'data'/task,work/'runs'/task/'tiny'
         if not (folder/'weights.safetensors').is_file():
             status,out,_ = run('sample', task, data, *SAMPLE[task].split(), '--json')
@@ -93,7 +86,6 @@ def test_train_and_resume(run, trained, task):
 
 @pytest.mark.parametrize('task', TASKS)
 def test_eval(run, trained, task):
-    need(task, 'eval')
     folder,data = trained(task)
     status,out,err = run('eval', task, folder, *SCORE[task], '--json')
     res = json.loads(out)
@@ -108,7 +100,6 @@ def inputs(task, data):
 
 @pytest.mark.parametrize('task', TASKS)
 def test_predict(run, trained, tmp_path, task):
-    need(task, 'predict')
     folder,data = trained(task)
     where = inputs(task, data)
     if task=='shadow': where = cutouts(data, tmp_path/'cutouts')
@@ -140,14 +131,12 @@ def test_export(run, trained, tmp_path, task):
     assert status==0 and [Path(f).name for f in files]==['weights.safetensors', 'recipe.yaml']
     assert weights_facts(tmp_path/'shared')==weights_facts(folder) and weights_facts(folder)['task']==task
     assert (tmp_path/'shared'/'weights.safetensors').stat().st_size < .8*(folder/'weights.safetensors').stat().st_size
-    need(task, 'predict')
     where = cutouts(data, tmp_path/'cutouts') if task=='shadow' else inputs(task, data)
     status,out,err = run('predict', task, tmp_path/'shared', '--data', where, '--out', tmp_path/'out', *HOW[task])
     assert status==0, err
 
 @pytest.mark.parametrize('task', TASKS)
 def test_slurm(run, work, tmp_path, task):
-    need(task)
     status,out,_ = run('slurm', task, '--out', tmp_path/'job.sh', '--run_dir', tmp_path/'run', '--time', '01:00:00', *RECIPE[task])
     text = (tmp_path/'job.sh').read_text()
     assert status==0 and f'sbatch {tmp_path/"job.sh"}' in out and f'clearsight train {task} ' in text and RECIPE[task][-1] in text
@@ -162,8 +151,6 @@ def test_kernels(run, tmp_path, task):
 
 @pytest.mark.parametrize('task', TASKS)
 def test_help_of_tasks(run, task):
-    need(task, 'predict')
-    need(task, 'eval')
     for command in ('sample', 'check', 'train', 'eval', 'predict'):
         status,out,_ = run(command, task, '--help')
         assert status==0 and 'example' in out, (command, out)
@@ -306,15 +293,14 @@ def test_lowlight_as_it_was(monkeypatch, tmp_path):
     for k in 'data_root metadata_json output_dir resume_from device config num_workers pin_memory'.split(): assert k in LEGACY['train', 'lowlight']
 
 def test_shadow_as_it_was(monkeypatch, tmp_path):
-    need('shadow')
     r,_,folder = recipe(monkeypatch, 'train', 'shadow', '--dataset_type', 'custom', '--data_dir', tmp_path, '--mixed_precision', '--max-iterations', '5000', '--checkpoint_dir', tmp_path/'c')
     assert (r.data.dataset_type, r.data.data_dir, r.training.mixed_precision, r.training.max_iterations, folder)==('custom', str(tmp_path), 'True', 5000, tmp_path/'c')
     assert (r.training.lr, r.training.warmup_steps, r.training.save_every, r.data.image_size)==(1e-5, 1000, 5000, 512) # as the original's
     from clearsight_nb.shadow.recipe import OPTIONS
     names = setting_names('train', 'shadow')
     for k,group in OPTIONS.items(): assert translate('train', ['shadow', f'--{k}', '1'], {}, lambda: names)[1:2]==[f'{group}.{k}=1'], k
-    names = setting_names('predict', 'shadow') if importlib.util.find_spec('clearsight_nb.shadow.cast') else []
-    for to in LEGACY['predict', 'shadow'].values(): assert not names or to[0] in '(!-' or to=='WEIGHTS' or to in names
+    names = setting_names('predict', 'shadow')
+    for to in LEGACY['predict', 'shadow'].values(): assert to[0] in '(!-' or to=='WEIGHTS' or to in names
 
 def test_glacier_as_it_was(run, trained, tmp_path):
     folder,data = trained('glacier')
