@@ -198,7 +198,8 @@ def shadow_net(
     if name not in NETS: raise ValueError(f'There is no shadow network {name!r}; use one of {", ".join(NETS | _PAGES)}.')
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None: torch.manual_seed(seed)
-        net = NETS[name](**own)
+        try: net = NETS[name](**own)
+        except TypeError as e: raise ValueError(f'The shadow network {name!r} does not take these settings: {", ".join(own)} ({e}).') from e
     net.settings = getattr(net, 'settings', None) or dict(net=name) | own
     return net
 
