@@ -6,7 +6,7 @@
 __all__ = ['process_count', 'torchrun_command', 'main', 'launch']
 
 # %% ../../nbs/core/39_launch.ipynb #181a8109
-import logging,os,subprocess,sys,time
+import logging,os,signal,subprocess,sys,time
 from collections import deque
 from .env import count_cores,detect_env
 from .slurm import NOT_FINISHED
@@ -48,7 +48,9 @@ def main(
     return 0
 
 def _status(e, nodes):
-    code = e.get_first_failure()[1].exitcode
+    # torchrun looks now and then: when it finds two processes ended, the one that was killed is the cause, the other only lost its partner
+    killed = [f.exitcode for f in e.failures.values() if f.exitcode<0 and f.exitcode!=-signal.SIGABRT]
+    code = killed[0] if killed else e.get_first_failure()[1].exitcode
     if code!=NOT_FINISHED: print(e, file=sys.stderr)
     elif nodes: time.sleep(3) # the other machines ask this one, until they have seen their own processes end
     return code if code>0 else 128-code
