@@ -1,6 +1,6 @@
 """Encoding a batch of rain pairs: `Codec` on tensors against the per-image numpy route of the task's first description, 64 pairs of 256×256.
 
-- ours: `Codec()`, the default representation `complex`, fitted; standardised state and condition of all pairs, float32 (64, 6, 256, 129) each, two pairs at a time; how `magphase` does is told in the line's name
+- ours: `Codec()`, the default representation `complex`, fitted; standardised state and condition of all pairs, float32 (64, 6, 256, 129) each, pair by pair; how `magphase` does is told in the line's name
 - peer: as described: for each picture and channel `fft2` of 0…255, `fftshift`, magnitude and phase into (256, 256, 6); difference clean - rain and the rainy spectrum; stacked, transposed, float32
 Both sides start from the same 8-bit pictures in memory, one thread. They take turns; the ratio is the median of peer/ours over the turns. `memory` is the same for the most memory that either side needs beyond its input, each in a process of
 its own; it must be half at most. What ours encodes must decode to the clean pictures within 1e-5.
@@ -31,11 +31,11 @@ def peer(clean, rain):
 
 def tensors(x): return torch.from_numpy(x).permute(0,3,1,2).contiguous().float()/255
 
-def ours(codec, clean, rain, chunk=2):
+def ours(codec, clean, rain, chunk=1):
     out = [torch.empty(codec.state_shape((len(clean), 3, *clean.shape[1:3]))) for _ in range(2)]
     for k in range(0, len(clean), chunk):
         c,r = tensors(clean[k:k+chunk]),tensors(rain[k:k+chunk])
-        out[0][k:k+chunk],out[1][k:k+chunk] = codec.encode_pair(c, r)
+        codec.encode_pair(c, r, [o[k:k+chunk] for o in out])
     return out
 
 def sides():

@@ -179,14 +179,14 @@ def _maps(self:Codec, h, w, kind=''): # mean, divisor, and what standardises as 
     return self._kept[key]
 
 # %% ../../nbs/derain/02_fourier.ipynb #5a7af47f
-def _stack(F): return torch.cat([F.real, F.imag], 1)
+def _stack(x): return torch.cat([x.real, x.imag], 1) if x.is_complex() else x
 
 @patch
-def _views(self:Codec, clean, rain): # of a clean picture the difference, of the rainy one what a network is shown; None for None; not standardised
+def _views(self:Codec, clean, rain): # of a clean picture the difference, of the rainy one what a network is shown; None for None; not standardised, complex if the representation is
     kind = self.representation
     if kind=='spatial': return None if clean is None else clean-rain,rain.clone()
     F = spectrum(rain)
-    if kind=='complex': return None if clean is None else _stack(spectrum(clean-rain)),_stack(F)
+    if kind=='complex': return None if clean is None else spectrum(clean-rain),F
     B,diff = _parts(F),None
     if clean is not None:
         diff = _magphase(_parts(spectrum(clean)), B)
@@ -198,12 +198,21 @@ def _views(self:Codec, clean, rain): # of a clean picture the difference, of the
 def encode_pair(self:Codec,
     clean:Tensor, # Clean pictures in [0, 1], (b, 3, h, w)
     rain:Tensor, # Rainy pictures, likewise
+    out:tuple=(None, None), # Two tensors of `state_shape` to write into, such as parts of a large array; then without gradients
 )->tuple: # What `encode` gives, and what `condition` gives
     "State and condition at once, with the rainy spectrum computed once."
     self._check(clean, rain)
     diff,seen = self._views(clean.float(), rain.float())
-    (_,_,factor,shift),(_,_,factor2,shift2) = self._maps(*clean.shape[-2:]),self._maps(*clean.shape[-2:], 'cond_')
-    return torch.addcmul(shift, diff, factor),torch.addcmul(shift2, seen, factor2)
+    return self._standardised(diff, clean.shape, '', out[0]),self._standardised(seen, clean.shape, 'cond_', out[1])
+
+@patch
+def _standardised(self:Codec, x, shape, kind='', out=None):
+    _,_,factor,shift = self._maps(*shape[-2:], kind)
+    if out is None: return torch.addcmul(shift, _stack(x), factor)
+    if out.shape!=self.state_shape(shape): raise ValueError(f'out is {self.state_shape(shape)} for these pictures, not {tuple(out.shape)}')
+    parts = (x.real, x.imag) if x.is_complex() else (x,)
+    for part,o,s,f in zip(parts, *(v.chunk(len(parts), -3) for v in (out, shift, factor))): torch.addcmul(s, part, f, out=o)
+    return out
 
 @patch
 def encode(self:Codec,
@@ -212,13 +221,12 @@ def encode(self:Codec,
 )->Tensor: # State (b, 6, h, w//2+1), or (b, 3, h, w) if spatial; float32, standardised
     "What has to be added to the rainy spectrum, standardised."
     self._check(clean, rain)
-    _,_,factor,shift = self._maps(*clean.shape[-2:])
-    return torch.addcmul(shift, self._raw(clean.float(), rain.float()), factor)
+    return self._standardised(self._raw(clean.float(), rain.float()), clean.shape)
 
 @patch
 def _raw(self:Codec, clean, rain):
     if self.representation=='spatial': return clean-rain
-    if self.representation=='complex': return _stack(spectrum(clean-rain))
+    if self.representation=='complex': return spectrum(clean-rain)
     return self._views(clean, rain)[0]
 
 # %% ../../nbs/derain/02_fourier.ipynb #5e783e75
@@ -251,8 +259,7 @@ def condition(self:Codec,
 )->Tensor: # (b, 6, h, w//2+1), or (b, 3, h, w) if spatial; standardised
     "The rainy picture as a network over the spectrum sees it."
     self._check(rain)
-    _,_,factor,shift = self._maps(*rain.shape[-2:], 'cond_')
-    return torch.addcmul(shift, self._views(None, rain.float())[1], factor)
+    return self._standardised(self._views(None, rain.float())[1], rain.shape, 'cond_')
 
 # %% ../../nbs/derain/02_fourier.ipynb #0065a014
 @patch
@@ -318,7 +325,7 @@ def fit(self:Codec,
         self.count.fill_(1) # a mark for the checks
         self._check(clean, rain)
         clean,rain,self._size = clean.float(),rain.float(),tuple(clean.shape[-2:])
-        sums,cond = sums + self._moments(self._raw(clean, rain)),cond + self._moments(self._views(None, rain)[1], True)
+        sums,cond = sums + self._moments(_stack(self._raw(clean, rain))),cond + self._moments(_stack(self._views(None, rain)[1]), True)
         square,count = square + float((clean-rain).double().square().mean((1,2,3)).sum()),count + len(clean)
     self.count.fill_(count)
     if not count or not square: raise DataError('training pairs', 'are none' if not count else 'show no difference between clean and rainy', 'Give pairs with rain.')
