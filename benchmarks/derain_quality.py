@@ -1,6 +1,6 @@
 """What a representation and a network are worth at equal budget: decibels of RGB PSNR above the rainy input, on held-out photographs with medium rain.
 
-Every network is the demo's U-Net (`recipes/derain/demo.yaml`: 1,500 steps of 8 patches of 64 pixels) in one of three representations and one of two spaces, trained on the same patches in the same order; the last one is a plain U-Net without
+Every network is the demo's U-Net (`recipes/derain/demo.yaml`, with half its steps: 1,500 of 8 patches of 64 pixels) in one of three representations and one of two spaces, trained on the same patches in the same order; the last one is a plain U-Net without
 Fourier space and without diffusion. 40 photographs for training and 6 for testing, of 128×128, each with 4 kinds of rain; one sample a picture, 10 DDIM steps. Seven networks are trained; runs are kept in
 runs/derain/quality and resumed there.
 - ours: the default, `complex` with a network over pictures
@@ -13,6 +13,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent/'runs'/'derain'/'quality'
+STEPS = 1500
 NETS = {f'{r} + {n}': (f'diffusion.representation={r}', f'model.net={n}') for n in ('image', 'spectrum') for r in ('complex', 'magphase', 'spatial')}
 NETS['plain U-Net'] = 'diffusion.representation=spatial','model.net=image','diffusion.regression=true'
 
@@ -28,7 +29,7 @@ def trained(name):
     from clearsight_nb.derain.dls import derain_dls
     from clearsight_nb.derain.train import derain_learner
     slug = name.replace(' + ', '_').replace(' ', '_')
-    run,recipe = RUNS/slug,load_recipe('derain', 'demo', overrides=[*NETS[name], f'name={slug}', 'training.workers=0', 'training.checkpoint_minutes=2'])
+    run,recipe = RUNS/slug,load_recipe('derain', 'demo', overrides=[*NETS[name], f'name={slug}', f'training.steps={STEPS}', 'training.workers=0', 'training.checkpoint_minutes=2'])
     if not (run/'weights.safetensors').exists():
         start = time.perf_counter()
         fit_recipe(derain_learner(derain_dls(pairs(), recipe), recipe, run_dir=run))
@@ -42,7 +43,7 @@ def run():
     table = evaluate_derain(trained(first), pairs(), others={k: trained(k) for k in rest}, progress=False)
     mean = mean_scores(table).rename(index=dict(derained=first))
     rows = {k: {c: round(float(v), 4) for c,v in r.items()} for k,r in mean.iterrows()}
-    (HERE/'derain_quality.json').write_text(json.dumps(dict(pictures=len(table.groupby(level='pair')), steps=1500, threads=torch.get_num_threads(), rows=rows), indent=1))
+    (HERE/'derain_quality.json').write_text(json.dumps(dict(pictures=len(table.groupby(level='pair')), steps=STEPS, threads=torch.get_num_threads(), rows=rows), indent=1))
     print(mean.round(3).to_string())
     ours,peer = rows[first]['gain'],rows['magphase + spectrum']['gain']
     return dict(name=f'derained photographs, gain over the rainy input ({rows["rainy input"]["psnr_rgb"]:.1f} dB): complex + image against magphase + spectrum; plain U-Net {rows["plain U-Net"]["gain"]:.2f} dB',
