@@ -103,6 +103,7 @@ class Links:
         there = os.path.normpath(Path('nbs')/page.rel.parent/path)
         if not (ROOT/there).exists(): raise SystemExit(f'nbs/{page.rel}: the link {url} leads nowhere. Correct it in the notebook.')
         up = '../'*(len(page.rel.parts)-1)
+        if there.startswith('docs/images/'): return f'{up}{there.removeprefix("docs/")}'
         if there.startswith('nbs/') and there.endswith('.ipynb'): return f'{up}{page_name(Path(there).relative_to("nbs"))}.ipynb{anchor}'
         return f'{up}benchmarks.md' if there=='benchmarks/README.md' else github(there)
 
@@ -176,6 +177,7 @@ def build(out, only=None):
     links,seen,out = Links(pages),set(),Path(out).resolve()
     if out.exists(): shutil.rmtree(out)
     shutil.copytree(ROOT/'docs/pages', out)
+    shutil.copytree(ROOT/'docs/images', out/'images')
     for p in pages:
         if only and p.section and not re.search(only, p.name): continue
         file = out/f'{p.name}.ipynb'
