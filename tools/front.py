@@ -67,17 +67,22 @@ def strip(side=150, gap=6, margin=20):
         out.paste(label.rotate(90, expand=True), (0, margin + j*(side+gap)))
     return out
 
-def shows_the_same(image, path):
-    "Does the picture in a file look like `image`? Libraries of another version may set the lowest bits otherwise."
-    if not path.exists() or (there := Image.open(path).convert('RGB')).size!=image.size: return False
-    return np.quantile(abs(np.asarray(image, int) - np.asarray(there, int)), .999)<=8
+def shows_the_same(jpeg, path):
+    "Does the picture in a file look like the one in `jpeg`? Libraries of another version may set the lowest bits otherwise."
+    if not path.exists(): return False
+    new,there = [np.asarray(Image.open(o).convert('RGB'), int) for o in (io.BytesIO(jpeg), path)]
+    return new.shape==there.shape and np.quantile(abs(new-there), .999)<=8
+
+def strip_jpeg():
+    "The strip as the bytes of its file"
+    strip().save(out := io.BytesIO(), 'JPEG', quality=90, subsampling=0, optimize=True)
+    return out.getvalue()
 
 def write_strip(path=ROOT/STRIP):
     "Write the strip, unless the stored one shows the same."
     from clearsight_nb.core.files import atomic_write
-    strip().save(jpeg := io.BytesIO(), 'JPEG', quality=90, subsampling=0, optimize=True)
-    if shows_the_same(Image.open(jpeg).convert('RGB'), path): return
-    with atomic_write(path) as f: f.write(jpeg.getvalue())
+    if shows_the_same(jpeg := strip_jpeg(), path): return
+    with atomic_write(path) as f: f.write(jpeg)
 
 # Results ----------------------------------------------------------------------------------------------------------------------------
 def read_table(html):
