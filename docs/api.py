@@ -15,9 +15,10 @@ def comments(source):
     return {t.start[0]: t.string.lstrip('#: ').strip() for t in toks},{t.start[0] for t in toks if not t.line[:t.start[1]].strip()}
 
 def docments(places, notes, alone):
-    "Name → comment for (line, name) `places`: the one on the last line of a name, or else those right above it."
-    out,last = {},dict(places)  # of several names in one line the last has the comment
-    for line,name in last.items():
+    "Name → comment for (line, name) `places`: the one on the last line of a name, or else those right above it; names in one line share it."
+    out,last = {},dict(places)
+    for line,name in places:
+        if last[line]=='return'!=name: continue  # in one line with the result, which has the comment
         text,above = notes.get(line),line-1
         while line not in notes and above in alone: text,above = f'{notes[above]} {text or ""}'.strip(),above-1
         if text: out[name] = text
@@ -28,6 +29,16 @@ def arguments(f, bound):
     a = f.args
     args = a.posonlyargs + a.args
     return args[bound and bool(args):] + [o for o in (a.vararg, *a.kwonlyargs, a.kwarg) if o]
+
+def remark(node, notes, alone):
+    "What is said about an assignment: behind its first line, above it, or behind its last."
+    return next((o['it'] for i in (node.lineno, node.end_lineno) if (o := docments([(i, 'it')], notes, alone))), '')
+
+def owners(f):
+    "The full names of a function, several if it is patched into several classes; none for a method that has no docstring, or a private class."
+    found = patch_name(f)
+    found = [found] if isinstance(found, str) else list(found)
+    return [n for n in found if '.' not in n or public(n) and ast.get_docstring(f)]
 
 class Qualify(ast.NodeTransformer):
     "Our own types in annotations get their full names, so that Sphinx knows which one is meant; it shows the short ones."
@@ -82,8 +93,7 @@ class Api:
 
     def function(self, f, cls=None):
         "A function, or a method of the class called `cls`; several entries if it is patched into several classes."
-        names = patch_name(f)
-        names = [names] if isinstance(names, str) else list(names)
+        if not (names := owners(f)): return ''
         decorators = {ast.unparse(d) for d in f.decorator_list}
         method = cls or '.' in names[0]
         bound = bool(method) and 'staticmethod' not in decorators
@@ -111,7 +121,7 @@ class Api:
     def data(self, node):
         "Constants: an assignment to names in the open."
         names = [n.id for t in node.targets for n in (t.elts if isinstance(t, ast.Tuple) else [t]) if isinstance(n, ast.Name) and public(n.id)]
-        note = docments([(node.end_lineno, 'it')], *comments(self.source)).get('it', '')
+        note = remark(node, *comments(self.source))
         value = ast.unparse(node.value)
         options = [f':value: {value}'] if len(names)==1 and len(value)<=100 else []
         return '\n'.join(self.entry('data', n, '', note, options=options) for n in names)
@@ -130,8 +140,7 @@ def names(source):
     "Qualified public names that a cell defines, with the methods of its classes."
     for node in ast.parse(source).body:
         if isinstance(node, DEFS) and public(node.name):
-            found = patch_name(node)
-            yield from [found] if isinstance(found, str) else found
+            yield from [node.name] if isinstance(node, ast.ClassDef) else owners(node)
             if isinstance(node, ast.ClassDef): yield from (f'{node.name}.{m.name}' for m in node.body
                 if isinstance(m, DEFS[:2]) and public(m.name) and m.name not in ('__init__', '__new__') and ast.get_docstring(m))
         elif isinstance(node, ast.Assign):

@@ -36,8 +36,14 @@ class TensorBands(TensorBase):
                 if hasattr(o, 'bands'): res.bands = o.bands
         return res
 
-    def show(self, ctx=None, kind=None, clip=(2,98), limits=None, **kwargs):
-        "Draw a composite of one image; see `composite` for `kind`, `clip` and `limits`."
+    def show(self,
+        ctx=None, # Axes to draw into; None makes new ones
+        kind=None, # Composite or band, as in `composite`
+        clip=(2,98), # Percentiles that become black and white
+        limits=None, # Band name → (low, high) instead, from `band_limits`
+        **kwargs, # For fastai's `show_image`
+    ):
+        "Draw a composite of one image."
         return show_image(composite(self, kind=kind, clip=clip, limits=limits), ctx=ctx, **kwargs)
 
 # %% ../../nbs/core/03_bands.ipynb #36c755bd
@@ -191,14 +197,20 @@ def show_legend(
 # %% ../../nbs/core/03_bands.ipynb #7201fcc3
 class ReadBands(Transform):
     "Item → `TensorBands`, by `reader`."
-    def __init__(self, bands, reader): self.bands,self.reader = tuple(bands),reader
+    def __init__(self,
+        bands, # Names of the bands, in channel order
+        reader, # Function of an item that gives an array (C, H, W)
+    ): self.bands,self.reader = tuple(bands),reader
     def __call__(self, o, split_idx=None, **kwargs):
         if isinstance(o, TensorBands): return o
         return TensorBands(self.reader(o), self.bands)
 
 class ReadLabels(Transform):
     "Item → `TensorMask` of int64 class ids, by `reader`; it carries the class names as `codes`."
-    def __init__(self, names, reader): self.vocab,self.c,self.reader = list(names),len(names),reader
+    def __init__(self,
+        names, # Name of each class; its place is the id
+        reader, # Function of an item that gives class ids (H, W)
+    ): self.vocab,self.c,self.reader = list(names),len(names),reader
     def __call__(self, o, split_idx=None, **kwargs):
         if isinstance(o, TensorMask): return o
         return TensorMask(torch.as_tensor(np.asarray(self.reader(o)).astype(np.int64)), codes=self.vocab)
@@ -236,9 +248,15 @@ def _show_rows(xs, masks, titles, ctxs, kind, clip, colours, alpha):
 
 # %% ../../nbs/core/03_bands.ipynb #a057a6d7
 @dispatch
-def show_batch(x:TensorBands, y:TensorMask, samples, ctxs=None, max_n=6, nrows=None, ncols=None, figsize=None,
-    kind=None, clip=(2,98), colours=None, alpha=.5, **kwargs):
-    "Tiles, each plain and tinted; `kind`, `clip` as in `composite`, `colours`, `alpha` as in `show_overlay`."
+def show_batch(
+    x:TensorBands, y:TensorMask, samples, ctxs=None, # As fastai gives them
+    max_n=6, nrows=None, ncols=None, # At most so many tiles; rows and columns of the grid, None: as they fit
+    figsize=None, # Inches (width, height)
+    kind=None, clip=(2,98), # As in `composite`
+    colours=None, alpha=.5, # As in `show_overlay`
+    **kwargs, # Not used
+):
+    "Tiles, each plain and tinted by its mask."
     xs,ys = [samples.itemgot(i)[:max_n] for i in (0,1)]
     pick_bands(check_bands(xs[0]), kind)
     ncols = ncols or (math.ceil(len(xs)/nrows) if nrows else min(len(xs), 3))
@@ -247,9 +265,15 @@ def show_batch(x:TensorBands, y:TensorMask, samples, ctxs=None, max_n=6, nrows=N
     return _show_rows(xs, [ys], [None], ctxs, kind, clip, colours, alpha)
 
 @dispatch
-def show_results(x:TensorBands, y:TensorMask, samples, outs, ctxs=None, max_n=4, nrows=None, ncols=None, figsize=None,
-    kind=None, clip=(2,98), colours=None, alpha=.5, **kwargs):
-    "Rows of tile, truth and prediction; options as in `show_batch`."
+def show_results(
+    x:TensorBands, y:TensorMask, samples, outs, ctxs=None, # As fastai gives them
+    max_n=4, nrows=None, ncols=None, # At most so many rows; the other two are not used, a row has three pictures
+    figsize=None, # Inches (width, height)
+    kind=None, clip=(2,98), # As in `composite`
+    colours=None, alpha=.5, # As in `show_overlay`
+    **kwargs, # Not used
+):
+    "Rows of tile, truth and prediction."
     xs,ys,preds = [o[:max_n] for o in (samples.itemgot(0), samples.itemgot(1), outs.itemgot(0))]
     pick_bands(check_bands(xs[0]), kind)
     if ctxs is None: ctxs = get_grid(3*len(xs), nrows=len(xs), ncols=3, figsize=figsize or (6, 2.05*len(xs)))

@@ -79,8 +79,10 @@ class RunLearner(Learner):
     @property
     def finished(self): return 'rate_schedule' in vars(self) and self.rate_schedule.finished
 
-    def place(self, batch):
-        "All that says where in the run we are, after `batch` batches of the epoch."
+    def place(self,
+        batch, # Batches of the epoch that are done
+    )->dict: # Epoch, batch, and the states of all generators
+        "All that says where in the run we are."
         return dict(epoch=self.epoch, batch=batch, train_iter=self.train_iter, pct_train=self.pct_train,
                     rng=rng_state(self.dls), epoch_rng=self.epoch_rng)
 
@@ -216,7 +218,9 @@ class Checkpointer(Callback):
 
 # %% ../../nbs/core/13_checkpoints.ipynb #fac4f8bf
 @patch
-def state(self:Checkpointer, place):
+def state(self:Checkpointer,
+    place:dict, # From `RunLearner.place`
+)->dict: # Tensors, numbers, text, lists and dicts: `torch.load` reads it with weights_only=True
     "The whole state as one dict."
     learn,scaler = self.learn,getattr(self.learn, 'scaler', None)
     recipe = None if self.recipe is None else OmegaConf.to_container(self.recipe, resolve=True)

@@ -46,6 +46,7 @@ def command_parser(
     return p
 
 def _flag(name): return f'--{name.replace("_", "-")}'
+#: Name of a command → examples, shown below its help
 EXAMPLES = {}
 
 # %% ../../nbs/core/50_cli.ipynb #dad3801f

@@ -38,6 +38,7 @@ def cell_ids(
     return ids
 
 # %% ../../nbs/core/40_kernels.ipynb #f471549a
+#: Source of the cell that installs the package from an attached data set, or from the index
 INSTALL = '''import glob, importlib.metadata, importlib.util, os, subprocess, sys
 
 if importlib.util.find_spec('clearsight_nb') is None:
@@ -98,6 +99,7 @@ def train_on_gpus(
     save_recipe(recipe, run_dir)
     return launch(['train', recipe.task, '--data', str(data), '--run-dir', str(run_dir)], env=env)
 
+#: Source of the cell that trains on all GPUs
 TRAIN = '''from clearsight_nb.core.kernels import train_on_gpus
 
 status = train_on_gpus(recipe, data, env)  # two GPUs: trains here, and the next cell takes the result; one device: does nothing'''
@@ -120,6 +122,7 @@ def show_files(
         for name,size in rows: print(f'{_size(size):>10}  {(Path(path).relative_to(folder)/name).as_posix()}')
     print(f'{_size(total):>10}  {count} file{"s"*(count!=1)} in all')
 
+#: Source of the cell that lists what a session leaves
 FILES = '''from clearsight_nb.core.kernels import show_files
 
 show_files(env.work)  # save a version, and this is what it keeps; attached to the next session, training goes on from there'''

@@ -307,8 +307,10 @@ class CountMetric(Metric):
         self.add(_own(learn.dl, counts))
         self._total = None
 
-    def add(self, counts):
-        "Take the counts of a batch, (b, C, C)"
+    def add(self,
+        counts, # Confusion matrix of each item, (b, C, C) int64
+    ):
+        "Take the counts of a batch"
         if self.cm is None: self.cm = ConfusionMatrix(self.names or counts.shape[-1], self.ignore)
         self.cm = self.cm + ConfusionMatrix(self.cm.names, self.ignore, counts.sum(0))
 
@@ -363,7 +365,12 @@ class ClassIoU(CountMetric):
 class TileRK(CountMetric):
     "Mean over the items of the validation set of each one's R_K"
     name = 'tile_r_k'
-    def __init__(self, names=None, axis=1, ignore=IGNORE, skip_undefined=False):
+    def __init__(self,
+        names=None,       # As in `CountMetric`
+        axis:int=1,       # The same
+        ignore:int=IGNORE, # The same
+        skip_undefined:bool=False, # Leave items out whose R_K is 0/0, as with one class only; else they count 0
+    ):
         super().__init__(names, axis, ignore)
         self.skip,self.sum = skip_undefined,torch.zeros(2, dtype=torch.float64)
     def reset(self): self.sum,self._total = torch.zeros(2, dtype=torch.float64),None

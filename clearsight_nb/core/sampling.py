@@ -230,4 +230,5 @@ def one_step(
     if callback: callback(0, steps[0][0], x, x0)
     return x0
 
+#: Name → sampler; all are called alike
 SAMPLERS = dict(ddim=ddim, euler=euler, heun=heun, dpmpp_2m=dpmpp_2m, unipc=unipc, one_step=one_step)

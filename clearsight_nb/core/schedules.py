@@ -39,8 +39,10 @@ class RateSchedule(TrainingCallback):
     keeps,order = 'done factor',1
     def __init__(self,
         total:int, # Steps of the whole run
-        lr:float=1e-3, # As in `learning_rate`, like the next three
-        schedule:str='one_cycle', warmup:int=0, min_lr:float=0.,
+        lr:float=1e-3, # Highest learning rate
+        schedule:str='one_cycle', # As in `learning_rate`
+        warmup:int=0, # Steps of linear warm-up
+        min_lr:float=0., # The rate never falls below this after the warm-up
     ): self.total,self.args,self.min_lr,self.done,self.factor = total,(lr, schedule, warmup, min_lr),min_lr,0,1.
     def begin(self): self.done,self.factor = 0,1.
     def rate(self, step):

@@ -47,7 +47,10 @@ def widgets():
 
 class PlainControl:
     "The value of a control, and what bounds it, where ipywidgets are missing."
-    def __init__(self, value, **about): vars(self).update(about, value=value)
+    def __init__(self,
+        value, # At first
+        **about, # What bounds it: `min`, `max`, `step`, `options`
+    ): vars(self).update(about, value=value)
     def observe(self, *args): pass
 
 def _make(kind, value, name, **about):
@@ -425,8 +428,12 @@ def _rgb(name, o):
     return np.ascontiguousarray(np.broadcast_to(x.transpose(1, 2, 0), (*x.shape[1:], 3)))
 
 @patch
-def visible(self:CompareViewer, zoom=1, x=50, y=50, **_)->tuple: # Slice of rows, slice of columns
-    "The pixels that are seen at a zoom, with the window `x` and `y` per cent of the way across and down."
+def visible(self:CompareViewer,
+    zoom=1, # Times; 1 shows the whole picture
+    x=50, y=50, # Place of the window, per cent of the way across and down
+    **_, # Other controls do not matter
+)->tuple: # Slice of rows, slice of columns
+    "The pixels that are seen at a zoom."
     part = lambda n,p: slice(a := round(p/100*(n-(m := max(1, round(n/zoom))))), a+m)
     return part(self.shape[0], y),part(self.shape[1], x)
 
@@ -438,8 +445,11 @@ def _psnr(self:CompareViewer, left, right, top, bottom, start, end):
     return float(psnr(cut(left), cut(right)))
 
 @patch
-def measure(self:CompareViewer, left=None, right=None, **state)->float: # dB; infinite where there is no difference
-    "PSNR on RGB between left and right over the visible pixels; `state` as for `visible`."
+def measure(self:CompareViewer,
+    left=None, right=None, # Names of pictures; None: the first and the second
+    **state, # As for `visible`
+)->float: # dB; infinite where there is no difference
+    "PSNR on RGB between two pictures over the visible pixels."
     rows,cols = self.visible(**state)
     return self._measure(*self._two(left, right), rows.start, rows.stop, cols.start, cols.stop)
 

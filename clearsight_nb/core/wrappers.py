@@ -69,7 +69,9 @@ def _is_map(cond, x): return cond is not None and cond.dim()==4 and cond.shape[-
 # %% ../../nbs/core/23_wrappers.ipynb #d50a340a
 class Patchwise:
     "A denoiser for images of any size, made from one for patches; made by `patchwise`."
-    def __init__(self, denoiser, size, stride, mode='average', batch=64, seed=0):
+    def __init__(self,
+        denoiser, size, stride, mode='average', batch=64, seed=0, # As in `patchwise`
+    ):
         if mode not in MODES: raise ValueError(f"mode is 'average' or 'shifted', not {mode!r}")
         if not 1<=stride<=size: raise ValueError(f'stride={stride} is not in 1…{size}: a larger one leaves gaps between patches of {size}')
         if batch<1: raise ValueError(f'batch={batch}: at least one patch goes through the network at a time')
@@ -113,6 +115,7 @@ def __call__(self:Patchwise,
     level, # A number, or a tensor (b,)
     cond:Tensor=None, # Condition (b, …)
 )->Tensor: # Estimate of the clean pictures (b, c, h, w)
+    "Denoise all patches and average where they overlap."
     (b,_,h,w),p = x.shape,self.size
     level = level if torch.is_tensor(level) else torch.as_tensor(level, dtype=torch.float64)
     if cond is not None and len(cond)!=b: raise ValueError(f'{len(cond)} conditions for {b} pictures')
@@ -148,7 +151,9 @@ def patchwise(
 # %% ../../nbs/core/23_wrappers.ipynb #e298bc87
 class Guided:
     "A denoiser that fits a measurement; made by `guided`."
-    def __init__(self, denoiser, likelihood, scale=1.):
+    def __init__(self,
+        denoiser, likelihood, scale=1., # As in `guided`
+    ):
         self.denoiser,self.process,self.likelihood,self.scale = denoiser,denoiser.process,likelihood,scale
         self.wants_level = len(inspect.signature(likelihood).parameters)>1
     def __call__(self,

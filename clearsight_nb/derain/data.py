@@ -104,7 +104,9 @@ def _one_folder(files):
     return [f for f in files if f not in set(rain)],rain
 
 # %% ../../nbs/derain/00_data.ipynb #baab4b64
+#: Names that folders of clean photographs have; the first one that is there counts
 CLEAN_FOLDERS = ('images', 'target', 'gt', 'groundtruth', 'clean', 'norain')
+#: The same for rainy ones
 RAIN_FOLDERS = ('images_rain', 'input', 'rainy', 'rain', 'lq')
 
 def _two_folders(root):
@@ -162,7 +164,9 @@ def derain_pairs(
     return pairs
 
 # %% ../../nbs/derain/00_data.ipynb #deeaecd1
+#: Columns of a list of pairs
 COLUMNS = ('image_filepath', 'image_rain_filepath')
+#: Columns of a list of spectra
 NPZ_COLUMNS = ('groundtruth_id', 'rain_id', 'diff_npz_filepath', 'groundtruth_npz_filepath', 'rain_npz_filepath',
                'groundtruth_filepath', 'rain_filepath')
 

@@ -34,6 +34,7 @@ class DerainPreset:
     spacing:str='trailing' # How the steps are spaced, see `spaced`
     eta:float=0. # Share of fresh noise in each step, 0 to 1; for 'ddim'
 
+#: Name → preset, for `derain`
 DERAIN_PRESETS = dict(fast=DerainPreset('ddim', 10), mean=DerainPreset('ddim', 1), ddim=DerainPreset('ddim', 50), ddpm=DerainPreset('ddim', 100, eta=1.), dpm=DerainPreset('dpmpp_2m', 10, 'lu'))
 
 def derain_preset(

@@ -61,8 +61,14 @@ RainPatches.images = _images
 # %% ../../nbs/derain/10_dls.ipynb #7a11af25
 class RainDL(TfmdDL):
     "Batches of patches, (b, n, 3, p, p); shows rainy above clean."
-    def show_batch(self, b=None, max_n:int=8, size:float=1.4, show:bool=True, **kwargs):
-        "Draw patches of a batch; with `show=False` only give them, (max_n, 3, p, p) in [0, 1]."
+    def show_batch(self,
+        b=None, # A batch; None takes one
+        max_n:int=8, # At most so many patches
+        size:float=1.4, # Inches along a patch's side
+        show:bool=True, # Draw? Else only give the patches
+        **kwargs, # Not used
+    ): # With `show=False` two tensors (max_n, 3, p, p) in [0, 1]
+        "Draw patches of a batch, rainy above clean."
         import matplotlib.pyplot as plt
         b = self.one_batch() if b is None else b
         pics = [o.detach().cpu().float().transpose(0, 1).flatten(0, 1)[:max_n] for o in b[:2]] # patch 0 of each item, then patch 1, …

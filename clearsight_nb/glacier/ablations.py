@@ -26,12 +26,17 @@ class Ablation:
     needs:str = '' # What must be trained before: 'donor' or 'hkh'
     against:str = 'base' # The variant it is compared with
 
+#: Changes of the recipe that several variants share: loss with soft R_K and boundary
 PHASE_B = ['loss.weights={focal: .25, dice: .25, mcc: .35, boundary: .15}', 'loss.gamma=3', 'loss.alpha=[.08,.27,.45,.2]']
+#: Those two terms come in later
 RAMP = ['loss.ramps={mcc: [0., .35], boundary: [.05, .3]}', 'loss.ramp_epochs=2']
+#: Crops centred on rare classes
 BALANCED = ['data.target_shares=[.1,.35,.4,.15]']
+#: Warm-up, then less after each plateau
 PLATEAU = ['training.schedule=plateau', 'training.warmup_steps=10', 'training.plateau_patience=1']
 
 # %% ../../nbs/glacier/80_ablations.ipynb #432befed
+#: What is compared
 ABLATIONS = [
     Ablation('base', 'random weights, even crops, cross-entropy, one-cycle'),
     Ablation('donor, adapted stem', 'do weights from RGB help, spread over five bands?', ['model.weights=DONOR'], 'donor'),

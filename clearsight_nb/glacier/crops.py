@@ -194,14 +194,19 @@ def image_shares(
 # %% ../../nbs/glacier/05_crops.ipynb #9fa59b92
 class ShareTable(dict):
     "Class shares by name of the row; displays as a table in percent, `show` draws bars."
-    def __init__(self, rows, names):
+    def __init__(self,
+        rows, # Name of the row → share of each class, 0…1
+        names, # Class names
+    ):
         super().__init__(rows)
         self.names = names
     def __repr__(self):
         head = ' '*18 + ''.join(f'{n:>12}' for n in self.names)
         cell = lambda v: f'{"–":>12}' if not np.isfinite(v) else f'{100*v:>10.{3 if v<.01 else 1}f} %'
         return '\n'.join([head, *(f'{k:<18}' + ''.join(map(cell, r)) for k,r in self.items())])
-    def show(self, ax=None):
+    def show(self,
+        ax=None, # Axes to draw into; None makes new ones
+    ): # The axes
         "A group of bars for each class, on a logarithmic axis"
         import matplotlib.pyplot as plt
         ax = ax or plt.subplots(figsize=(8, 2.8), layout='constrained')[1]

@@ -316,7 +316,9 @@ class CrossValidation:
     def recipe_hash(self): return recipe_hash(self.recipe)
     @property
     def complete(self): return len(self.results) == len(self.plan.folds)
-    def pooled(self, fold=None)->ConfusionMatrix: # Of a fold's number; None is all
+    def pooled(self,
+        fold=None, # Number of a fold; None is all
+    )->ConfusionMatrix: # In pixels
         "Counts of all out-of-fold pixels"
         if not self.results: raise DataError(self.run_dir, 'has no finished fold yet', 'Run cross_validate again.')
         return sum((cm for t,cm in self.matrices.items() if fold in (None, self.fold_of[t])), 0)

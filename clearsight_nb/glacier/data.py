@@ -22,7 +22,9 @@ GLACIER_BANDS = dict(Band1='blue', Band2='green', Band3='red', Band4='swir1', Ba
 LANDSAT_BANDS = dict(blue='B2', green='B3', red='B4', swir1='B6', tir='B10')
 #: Class id is the place in these lists
 CLASS_NAMES = ('background', 'glacier', 'debris', 'lake')
+#: Value of each class in label files
 LABEL_VALUES = (0, 85, 170, 255)
+#: RGB of each class, 0…255
 CLASS_COLORS = ((64,60,58), (150,215,255), (205,130,55), (20,70,230))
 
 # %% ../../nbs/glacier/00_data.ipynb #bc2ff62f
@@ -257,11 +259,17 @@ def _find(self:BandStack, root, folders):
     return {f: there[l] for l,f in low.items()}, there.get('labels', there.get('label'))
 
 @patch(as_prop=True)
-def where(self:BandStack): return self.root if self.root else 'band folders'  # how an error names the whole
+def where(self:BandStack):
+    "The folder, as an error names it"
+    return self.root if self.root else 'band folders'
 @patch(as_prop=True)
-def names(self:BandStack): return list(self.files)                            # tile names in natural order
+def names(self:BandStack):
+    "Tile names in natural order"
+    return list(self.files)
 @patch(as_prop=True)
-def has_labels(self:BandStack): return self.label_folder is not None
+def has_labels(self:BandStack):
+    "Is there a folder of labels?"
+    return self.label_folder is not None
 @patch(as_prop=True)
 def grid(self:BandStack):
     "{tile: (row, column)} of the tiles whose name tells it"

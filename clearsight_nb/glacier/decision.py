@@ -331,7 +331,9 @@ class Decision:
 
 class Decided:
     "A predictor with a decision; `decided` makes it."
-    def __init__(self, predictor, decision): self.predictor,self.decision,self.bands,self.names = predictor,decision,predictor.bands,predictor.names
+    def __init__(self,
+        predictor, decision, # As in `decided`
+    ): self.predictor,self.decision,self.bands,self.names = predictor,decision,predictor.bands,predictor.names
     def probs(self, x)->np.ndarray:
         p = temper(self.predictor.probs(x), self.decision.temperature)
         p[:, ~valid_mask(x)] = np.eye(len(p), 1)

@@ -96,7 +96,11 @@ def items_dls(
     dls.train_tiles,dls.valid_tiles = [[store.rows[n] for n in names] for names in fold]
     return dls
 
-def recipe_crops(store, tiles, recipe):
+def recipe_crops(
+    store, # A BandStore with labels
+    tiles, # Indices of the training tiles
+    recipe, # A glacier recipe
+)->Crops: # `data.crops_per_tile` a tile in an epoch
     "Crops of tiles, as many and as large as the recipe says."
     cfg = recipe.data
     return Crops(store.labels, tiles, cfg.crop, n=cfg.crops_per_tile*len(tiles), seed=recipe.training.seed, target=cfg.target_shares)

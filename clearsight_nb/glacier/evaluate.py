@@ -32,12 +32,18 @@ def sample_pixels(
     return np.concatenate(xs), np.concatenate(ys)
 
 # %% ../../nbs/glacier/40_evaluate.ipynb #c0e316be
-def majority_baseline(x, y, bands):
-    "Always the most frequent training class; maps pixels [n, c] to class ids [n]."
+def majority_baseline(
+    x, # Training pixels [n, c] in the files' scale
+    y, # Their class ids [n]
+    bands, # Names of the bands
+)->callable: # Maps pixels [n, c] to class ids [n]
+    "Always the most frequent training class."
     most = np.bincount(y).argmax()
     return lambda x: np.full(len(x), most, np.uint8)
 
-def ndsi_baseline(x, y, bands):
+def ndsi_baseline(
+    x, y, bands, # As in `majority_baseline`
+)->callable: # Maps pixels [n, c] to class ids [n]
     "Glacier where NDSI passes the threshold with the best R_K on the training pixels, background elsewhere."
     ndsi = lambda x: spectral_index('ndsi', x.T[:, None], bands)[0]
     index,names = ndsi(x),list(range(max(2, y.max()+1)))
@@ -45,12 +51,17 @@ def ndsi_baseline(x, y, bands):
     best = max(cuts, key=lambda c: ConfusionMatrix(names).update((index > c).astype(np.uint8), y).r_k())
     return lambda x: (ndsi(x) > best).astype(np.uint8)
 
-def forest_baseline(x, y, bands, trees=60, seed=0):
+def forest_baseline(
+    x, y, bands, # As in `majority_baseline`
+    trees=60, # Number of trees
+    seed=0, # For the forest
+)->callable: # Maps pixels [n, c] to class ids [n]
     "A random forest on the bands of single pixels (scikit-learn)."
     from sklearn.ensemble import RandomForestClassifier
     forest = RandomForestClassifier(trees, min_samples_leaf=5, n_jobs=-1, random_state=seed).fit(x, y)
     return lambda x: forest.predict(x).astype(np.uint8)
 
+#: Name → function that learns a map of pixels from training pixels
 BASELINES = {'majority class': majority_baseline, 'NDSI threshold': ndsi_baseline, 'random forest': forest_baseline}
 
 # %% ../../nbs/glacier/40_evaluate.ipynb #1a03cc60
@@ -63,7 +74,10 @@ def score_tiles(
     "Confusion matrices of tiles; ignored pixels do not count."
     return [ConfusionMatrix(names).update(predict(t), store.labels[t]) for t in tiles]
 
-def pixelwise(predict, store):
+def pixelwise(
+    predict, # Function from pixels [n, c] to class ids [n]
+    store, # A BandStore
+)->callable: # Maps a tile index to class ids [h, w]
     "A predictor of single pixels as one of tiles."
     h,w = store.shape[2:]
     return lambda t: predict(store.crop(t).reshape(len(store.bands), -1).T.astype(np.float32)).reshape(h, w)

@@ -240,7 +240,8 @@ def hkh_info(
 # %% ../../nbs/glacier/31_hkh_store.ipynb #897f8812
 class SensorItems(TileItems):
     "`TileItems` that scales each tile by the normaliser of its sensor."
-    def __init__(self, store, crops, valid,
+    def __init__(self,
+        store, crops, valid, # As in `TileItems`
         norms:dict, # {sensor: BandNorm}
         sensors:list, # Sensor of each tile, in the order of the store
     ):

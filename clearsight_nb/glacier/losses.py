@@ -256,6 +256,7 @@ def edge_loss(
     return sum(means) / sum(o.any().to(e.dtype) for o in (band, valid & ~band)).clamp(min=1)
 
 # %% ../../nbs/glacier/11_losses.ipynb #2afab491
+#: Name → `LossRecipe`
 LOSS_PRESETS = dict(phase_a=LossRecipe(), phase_b=LossRecipe(
     weights=dict(focal=.25, dice=.25, mcc=.35, boundary=.15), ramps=dict(mcc=[0., .35], boundary=[.05, .30]), ramp_epochs=100.))
 
@@ -313,7 +314,10 @@ class GlacierLoss(nn.Module):
         _check_weights(self.recipe, self.terms)
         self.weights = {**dict.fromkeys(self.terms, 0.), **self.recipe.weights, **{k: o[1] for k,o in self.ramps.items()}}
 
-    def forward(self, pred, targ):
+    def forward(self,
+        pred, # Logits (b, c, h, w), or a pair of them and of edge logits (b, 1, h, w)
+        targ, # Class ids (b, h, w)
+    ): # One number, or (b,) with reduction 'none'
         "The weighted sum; `components` keeps the terms"
         x,edge = (*pred,None)[:2] if isinstance(pred, (tuple,list)) else (pred,None)
         if self.reduction == 'none' and len(x) > 1:

@@ -25,7 +25,10 @@ def adapt_stem(
     rgb = dict(red=0, green=1, blue=2)
     return weight[:, [rgb.get(b, i % 3) for i,b in enumerate(bands)]] * (3/len(bands))
 
-def rgb_stem(weight, bands):
+def rgb_stem(
+    weight:torch.Tensor, # As in `adapt_stem`
+    bands:list, # The same
+)->torch.Tensor: # Stem weights for the bands: [out, len(bands), k, k]
     "fastai's rule, for comparison: colours keep their weights, all other bands begin with 0."
     rgb = dict(red=0, green=1, blue=2)
     return torch.stack([weight[:, rgb[b]] if b in rgb else torch.zeros_like(weight[:, 0]) for b in bands], 1)

@@ -72,8 +72,8 @@ class BandStats:
     count:int               # Valid pixels
     mean:list               # One number a band, in the files' scale
     std:list                # Of the population (divided by n)
-    min:list
-    max:list
+    min:list                # Lowest value
+    max:list                # Highest
     low:list                # The lower of the two `percents`
     high:list               # The upper
     percents:tuple = (2,98) # What `low` and `high` are
@@ -116,7 +116,8 @@ def band_stats(
 # %% ../../nbs/glacier/02_prepare.ipynb #af08f022
 def apply_norm(
     x,               # Bands (…,C,H,W) in the files' scale
-    shift, scale,    # One number a band
+    shift,           # One number a band, in the files' scale
+    scale,           # The same
     clip=None,       # (low, high) of the result, or None
     valid=None,      # (…,H,W) bool; None means where any band is not 0 and all are finite
 ) -> np.ndarray:     # (…,C,H,W) float32, 0 at nodata
@@ -136,24 +137,32 @@ class BandNorm:
     kind:str                # One of `KINDS`
     bands:list              # Band names, to be compared with those of the data
     shift:list = None       # One number a band; None for 'instance'
-    scale:list = None
-    clip:tuple = None
+    scale:list = None       # The same
+    clip:tuple = None       # (low, high) of the result; None does not clip
     def __post_init__(self):
         if self.kind not in KINDS: raise ValueError(f'kind={self.kind!r}: choose one of {", ".join(KINDS)}')
         self.bands,self.clip = list(self.bands),None if self.clip is None else tuple(self.clip)
         if self.kind != 'instance' and not len(self.bands) == len(self.shift) == len(self.scale):
             raise ValueError(f'{len(self.bands)} bands, {len(self.shift)} shifts, {len(self.scale)} scales')
-    def numbers(self, x, valid):
-        "(shift, scale) for a tile"
+    def numbers(self,
+        x,      # Bands (C,H,W) in the files' scale
+        valid,  # (H,W) bool
+    )->tuple:   # Shift and scale, one number a band each
+        "What is subtracted from a tile, and what it is divided by"
         if self.kind != 'instance': return self.shift,self.scale
         px = np.asarray(x, np.float64)[:,valid]
         return (px.mean(1), px.std(1)) if px.size else ([0]*len(x), [1]*len(x))
-    def __call__(self, x, valid=None):
-        "Bands (C,H,W) → float32 (C,H,W), 0 at nodata"
+    def __call__(self,
+        x,          # Bands (C,H,W) in the files' scale
+        valid=None, # (H,W) bool; None as in `apply_norm`
+    )->np.ndarray:  # (C,H,W) float32, 0 at nodata
+        "Normalise a tile"
         if len(x) != len(self.bands): raise ValueError(f'{len(x)} bands, but the normaliser has {", ".join(self.bands)}')
         valid = valid_mask(x) if valid is None else valid
         return apply_norm(x, *self.numbers(x, valid), clip=self.clip, valid=valid)
-    def decode(self, y):
+    def decode(self,
+        y,  # Normalised bands (C,H,W)
+    )->np.ndarray: # The same, float32
         "Back to the files' scale, for display; nodata becomes `shift`, clipped values stay clipped"
         if self.kind == 'instance': raise ValueError("an 'instance' normaliser keeps no numbers and cannot be undone")
         return np.asarray(y, np.float32)*np.float32(self.scale)[:,None,None] + np.float32(self.shift)[:,None,None]
@@ -178,8 +187,8 @@ def band_norm(
 # %% ../../nbs/glacier/02_prepare.ipynb #2fff2633
 class Fold(NamedTuple):
     "Names of the tiles to train on and to validate on"
-    train:list
-    valid:list
+    train:list  # Names of the tiles to train on
+    valid:list  # Names of the tiles to validate on
 
 def check_folds(
     folds,      # List of `Fold`

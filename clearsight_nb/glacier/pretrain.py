@@ -34,7 +34,9 @@ class KnownClasses(Callback):
         gone = torch.full_like(pred[:,self.known:], self.out)
         pred = torch.cat([pred[:,:self.known], gone], 1)
         self.learn.pred = (pred,*rest) if rest else pred
-    def keep(self, n):
+    def keep(self,
+        n, # Outputs of the head
+    ):
         "Remember the unknown outputs of the head, before the first step."
         self.kept = [(p, p.detach()[self.known:].clone()) for p in class_head(self.learn.model, n).parameters()]
     @torch.no_grad()

@@ -15,6 +15,7 @@ from .raw import RawImage, cfa, pack
 _GREEN = [[0,0,-2,0,0], [0,0,4,0,0], [-2,4,8,4,-2], [0,0,4,0,0], [0,0,-2,0,0]] # green where red or blue is
 _ALONG = [[0,0,1,0,0], [0,-2,0,-2,0], [-2,8,10,8,-2], [0,-2,0,-2,0], [0,0,1,0,0]] # red at green, between two reds
 _CROSS = [[0,0,-3,0,0], [0,4,0,4,0], [-3,0,12,0,-3], [0,4,0,4,0], [0,0,-3,0,0]] # red where blue is
+#: The filters (4, 5, 5): green where red or blue is, red at green in its row, red at green in its column, red where blue is
 MALVAR = torch.tensor([_GREEN, _ALONG, np.transpose(_ALONG).tolist(), _CROSS])/16.
 
 def _choice(pattern):

@@ -123,7 +123,10 @@ class TileDL(DataLoader):
         for x,k in super().__iter__(): yield turn(x.to(self.device, non_blocking=True) if self.device else x, k),
 
 # %% ../../nbs/lowlight/22_dls.ipynb #d8ebd181
-def show_light(x): # (b, c, h, w) in [-1, 1] → array (b, h, w, 3) for the eye: one exposure for all, with the curve of sRGB
+def show_light(
+    x, # Linear pictures (b, c, h, w) in [-1, 1]; four channels are R, G, G, B
+)->np.ndarray: # (b, h, w, 3) in [0, 1]
+    "Pictures for the eye: one exposure for all, so that one in a hundred values is white, with the curve of sRGB."
     from clearsight_nb.core.photos import linear_to_srgb
     x = (x.detach().float().cpu()+1)/2
     if x.shape[1]==4: x = torch.stack([x[:,0], (x[:,1]+x[:,2])/2, x[:,3]], 1)

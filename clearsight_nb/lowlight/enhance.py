@@ -58,6 +58,7 @@ def __call__(self:DCTPrior,
     level, # Standard deviation of the noise: a number, or (b,)
     cond=None, # Not looked at
 )->Tensor: # Clean pictures (b, c, h, w)
+    "Shrink the coefficients of all blocks, and average where blocks overlap."
     (b,c,h,w),n,q = x.shape,self.size,self.colours(x)
     if min(h, w)<n: raise ValueError(f'pictures of {h}×{w} do not hold a block of {n}×{n}')
     far = [n-1 + (-(m+n-2))%self.step for m in (w, h)]
@@ -324,6 +325,7 @@ def show(self:Enhanced,
 
 # %% ../../nbs/lowlight/30_enhance.ipynb #cab6d069
 MODES = 'mmse','hqs','sample','dps','kappa','scale','oneshot','homoscedastic','nlm'
+#: Name → class
 LIKELIHOODS = dict(heteroscedastic=Heteroscedastic, full=PoissonGaussian, robust=Robust)
 
 def _holes(meas): # Is more than a twentieth not measured, or full?

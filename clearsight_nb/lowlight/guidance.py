@@ -16,7 +16,9 @@ from .likelihoods import Gaussian, Measurement, Robust
 # %% ../../nbs/lowlight/11_guidance.ipynb #d0aa7e9d
 class Counted:
     "A prior that counts how often it is asked."
-    def __init__(self, prior): self.prior,self.process,self.calls = prior,prior.process,0
+    def __init__(self,
+        prior, # Called `prior(x, level)`, with an attribute `process`
+    ): self.prior,self.process,self.calls = prior,prior.process,0
     def __call__(self, x, level, cond=None):
         self.calls += 1
         return self.prior(x, level, cond)
@@ -119,7 +121,9 @@ def adaptive(
 # %% ../../nbs/lowlight/11_guidance.ipynb #88b3082a
 class Proximal:
     "A denoiser that fits a measurement by a proximal step; made by `proximal`."
-    def __init__(self, prior, meas): self.prior,self.process,self.meas = prior,prior.process,meas
+    def __init__(self,
+        prior, meas, # As in `proximal`
+    ): self.prior,self.process,self.meas = prior,prior.process,meas
     def __call__(self,
         x:Tensor, # Noisy pictures (b, c, h, w)
         level, # A number, or a tensor (b,)
@@ -139,7 +143,9 @@ def proximal(
 # %% ../../nbs/lowlight/11_guidance.ipynb #bd9bdf31
 class Fused:
     "A denoiser that looks at its picture and at the measurement together; made by `fused`."
-    def __init__(self, prior, meas, x): self.prior,self.process,self.y,self.w = prior,prior.process,meas.y/meas.k,meas.precision(x)
+    def __init__(self,
+        prior, meas, x, # As in `fused`
+    ): self.prior,self.process,self.y,self.w = prior,prior.process,meas.y/meas.k,meas.precision(x)
     def __call__(self,
         x:Tensor, # Noisy pictures (b, c, h, w)
         level, # A number, or a tensor (b,)
@@ -200,7 +206,10 @@ def dps(
 # %% ../../nbs/lowlight/11_guidance.ipynb #496d6969
 class KappaGuided(Proximal):
     "The denoiser of `kappa_rule`."
-    def __init__(self, prior, meas, kappa, off=.01):
+    def __init__(self,
+        prior, meas, kappa, # As in `kappa_rule`
+        off=.01, # From this level downwards nothing is pulled
+    ):
         super().__init__(prior, meas)
         self.kappa,self.off = kappa,off
     def __call__(self, x, level, cond=None):

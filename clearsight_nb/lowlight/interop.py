@@ -33,7 +33,9 @@ def as_deepinv_denoiser(
 
 class DeepinvPrior:
     "A denoiser of deepinv as a prior; made by `as_prior`."
-    def __init__(self, denoiser, sigma_data): self.denoiser,self.process = denoiser,EDM(sigma_data=sigma_data)
+    def __init__(self,
+        denoiser, sigma_data, # As in `as_prior`
+    ): self.denoiser,self.process = denoiser,EDM(sigma_data=sigma_data)
     def __call__(self, x, level, cond=None):
         level = torch.as_tensor(level).to(x).reshape(-1).expand(len(x))
         return self.denoiser(x, level)

@@ -309,8 +309,10 @@ def noise_range(self:Measurement,
 
 @patch
 def crop(self:Measurement,
-    i:int, j:int, # Upper left pixel
-    h:int, w:int, # Size in pixels
+    i:int, # First row
+    j:int, # First column
+    h:int, # Rows
+    w:int, # Columns
 )->Measurement: # Of the window
     "Cut a window out of the measurement and of all that belongs to it."
     full = self.y.shape[-2:]

@@ -50,6 +50,7 @@ class PriorNet:
         return max(n, 2**BANDS) if self.kind=='plain' else n
 
 # %% ../../nbs/lowlight/21_prior.ipynb #d06e9fd5
+#: Name → sizes
 PRIOR_NETS = dict(
     base=PriorNet(),
     small=PriorNet(model_channels=96, num_blocks=2, dropout=.05),
@@ -108,7 +109,11 @@ def wiener_pyramid(
 
 class LevelBlock(nn.Module):
     "Two convolutions beside the identity; the noise level scales and shifts what is between them."
-    def __init__(self, c, embedded, dropout):
+    def __init__(self,
+        c, # Channels
+        embedded, # Length of the vector that stands for the noise level
+        dropout, # Share of values that are dropped, 0…1
+    ):
         super().__init__()
         self.a,self.b,self.level = nn.Conv2d(c, c, 3, padding=1),nn.Conv2d(c, c, 3, padding=1),nn.Linear(embedded, 2*c)
         self.drop = nn.Dropout(dropout)

@@ -97,8 +97,10 @@ class TileStore:
         n,c,h,w = self.store.shape
         return f'TileStore: {n:,} tiles {c}×{h}×{w}, {self.store.dtype}, {self.store.data.nbytes/1e6:.1f} MB'
     def __getitem__(self, i): return dequantise(self.signed[self.number(i)]) if self.coded else self.batch([i])[0]
-    def number(self, i):
-        "The number of a tile, by its number or id."
+    def number(self,
+        i, # Its number, or its id
+    )->int: # 0…len-1
+        "The number of a tile; `IndexError` if there is none."
         j = self.rows.get(i, -1) if isinstance(i, str) else int(i)
         if not 0<=j<len(self): raise IndexError(f'no tile {i!r} in a store of {len(self):,}')
         return j

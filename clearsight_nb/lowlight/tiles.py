@@ -270,7 +270,11 @@ class Tile:
 # %% ../../nbs/lowlight/00_tiles.ipynb #bae71341
 class Tiles(list):
     "A list of `Tile`s; `counts` says what it holds."
-    def __init__(self, tiles=(), root=None, notes=None):
+    def __init__(self,
+        tiles=(), # `Tile`s
+        root=None, # Folder their files lie in
+        notes=None, # What was noticed while reading → how often
+    ):
         super().__init__(tiles)
         self.root,self.notes = root,notes or {}
     def select(self,

@@ -18,6 +18,7 @@ from .render import RANGES
 # %% ../../nbs/shadow/04_benchmark.ipynb #b1be01b4
 #: Track → samples in the public benchmark
 PUBLIC = dict(softness_control=150, direction_control_horz=270, direction_control_vert=135)
+#: Files of a sample
 PARTS = 'image','mask','shadow','metadata'
 _begins = dict(softness='softness_control', direction_control_h='direction_control_horz', direction_control_v='direction_control_vert')
 _flat = re.compile(r'([a-z_]+)_(\d+)\.(image\.png|mask\.png|shadow\.png|metadata\.json)')

@@ -116,13 +116,13 @@ def read_trio(
 # %% ../../nbs/shadow/03_data.ipynb #fbbecfd5
 class ShadowItem(NamedTuple):
     "Where a sample lies, the light it was made with, and the object it shows."
-    object_path:Path
-    mask_path:Path
-    shadow_path:Path
-    theta:float
-    phi:float
-    size:float
-    object_id:str
+    object_path:Path # Picture of the object
+    mask_path:Path # Where the object is
+    shadow_path:Path # Its shadow
+    theta:float # Degrees of the light from the zenith
+    phi:float # Degrees around it
+    size:float # Of the light
+    object_id:str # Samples of one object share it
 
 def object_of(
     stem:str, # File name without ending, such as 'chair_03_2'

@@ -33,7 +33,11 @@ def track_batches(
     return {t: store.batch(list(bench.track(t).indices)) for t in tracks or bench.tracks}
 
 # %% ../../nbs/shadow/40_evaluate.ipynb #532d444d
-def zero_shadow(batch): return torch.zeros_like(batch['shadow_map']) # nothing
+def zero_shadow(
+    batch:dict, # A track
+)->Tensor: # (n, 1, h, w)
+    "No shadow at all."
+    return torch.zeros_like(batch['shadow_map'])
 
 def mean_shadow(
     batch:dict, # A track
@@ -133,7 +137,10 @@ def _write(table, out, **protocol):
     write_json(dict(protocol=protocol | dict(scores='soft IoU min/max, RMSE, S-RMSE, ZNCC, means over pictures; control scores by object'), rows=rows), out)
 
 # %% ../../nbs/shadow/40_evaluate.ipynb #9132c55d
-def trained_size(weights): # pixels along a side that a network was trained at, or None
+def trained_size(
+    weights, # A learner, a run's folder, or a file of weights
+)->int|None: # Pixels along a side; None where nothing says so
+    "The size of the pictures that a network was trained on."
     recipe = getattr(weights, 'recipe', None)
     if recipe is not None: return recipe.data.image_size
     from clearsight_nb.core.recipe import read_recipe
@@ -148,7 +155,10 @@ def _fact(p, facts):
     try: return facts(p)[1].get('image_size')
     except DataError: return None # weights.safetensors of a run
 
-def tar_size(tar): # pixels along a side of a tar's first sample
+def tar_size(
+    tar, # A benchmark's tar
+)->int: # Pixels
+    "The longer side of the first sample of a tar."
     return max(read_benchmark(tar).load(0).shape[1:])
 
 def short_table(

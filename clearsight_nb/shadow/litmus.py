@@ -20,6 +20,7 @@ from .recipe import plan_training,shadow_recipe
 from .train import shadow_learner
 
 # %% ../../nbs/shadow/70_litmus.ipynb #4d16e689
+#: Changes of the recipe for learning a few samples by heart
 LITMUS = dict(
     image_size=24, objects=48, lights=2, samples=8, flip=False, net='tiny', at_one=.8, batch_size=8, lr=4e-3, schedule='cosine', warmup_steps=50,
     ema_decay=.98, max_iterations=4000, eval_every=500, save_every=10_000, log_every=100, mixed_precision='no')

@@ -17,12 +17,14 @@ from .latent import VAECodec,plain_config
 from .models import ShadowNet,register_net,vector_size
 
 # %% ../../nbs/shadow/22_sdxl.ipynb #71ebd61a
+#: Settings of SDXL's U-Net, for `diffusers.UNet2DConditionModel`
 SDXL_UNET = dict(sample_size=128, in_channels=4, out_channels=4, center_input_sample=False, flip_sin_to_cos=True, freq_shift=0,
     down_block_types=['DownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'], mid_block_type='UNetMidBlock2DCrossAttn',
     up_block_types=['CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'], block_out_channels=[320, 640, 1280], layers_per_block=2,
     downsample_padding=1, act_fn='silu', norm_num_groups=32, norm_eps=1e-5, cross_attention_dim=2048, transformer_layers_per_block=[1, 2, 10],
     attention_head_dim=[5, 10, 20], use_linear_projection=True, upcast_attention=None, resnet_time_scale_shift='default',
     addition_embed_type='text_time', addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816)
+#: Settings of its autoencoder, for `diffusers.AutoencoderKL`
 SDXL_VAE = dict(in_channels=3, out_channels=3, down_block_types=['DownEncoderBlock2D']*4, up_block_types=['UpDecoderBlock2D']*4,
     block_out_channels=[128, 256, 512, 512], layers_per_block=2, act_fn='silu', latent_channels=4, norm_num_groups=32, sample_size=1024,
     scaling_factor=.13025, force_upcast=True)

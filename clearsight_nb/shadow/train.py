@@ -63,7 +63,9 @@ class CountOnes(TrainingCallback):
 # %% ../../nbs/shadow/30_train.ipynb #5fc918de
 class Regression(DiffusionObjective):
     "The network answers with the shadow; its first input is empty and its time 1."
-    def __init__(self, **kwargs): super().__init__(Flow(1.), 'x0', **kwargs)
+    def __init__(self,
+        **kwargs, # For `DiffusionObjective`
+    ): super().__init__(Flow(1.), 'x0', **kwargs)
     def batch(self, clean, level, noise, cond=None):
         (_,number,cond),(target,weight) = super().batch(clean, level, noise, cond)
         return (torch.zeros_like(clean), number, cond),(target, weight)

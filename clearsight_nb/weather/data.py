@@ -90,6 +90,7 @@ def _same(p): return p
 def _first7(p): return p.with_name(f'{p.name[:7]}.png')
 def _rain_clean(p): return p.with_name(p.name.replace('rain', 'clean'))
 
+#: Name → `Layout`; the first that fits a folder counts
 LAYOUTS = dict(
     allweather=Layout(('allweather',), ('allweather_val',), ('input',), ('gt',), _same),
     snow100k=Layout(('train', 'training', 'all', ''), ('test', 'Snow100K-L'), ('synthetic',), ('gt',), _same),

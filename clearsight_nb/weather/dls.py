@@ -87,8 +87,14 @@ PatchItems.images,PatchItems.cut,PatchItems.show = _images,_cut,_show
 # %% ../../nbs/weather/10_dls.ipynb #2f3f4d92
 class PatchDL(TfmdDL):
     "Batches of patches, (b, n, 3, p, p); shows inputs above truths."
-    def show_batch(self, b=None, max_n:int=8, size:float=1.6, show:bool=True, **kwargs):
-        "Draw patches of a batch, inputs above truths; with `show=False` only give them, (max_n, 3, p, p) in [0, 1]."
+    def show_batch(self,
+        b=None, # A batch; None takes one
+        max_n:int=8, # At most so many patches
+        size:float=1.6, # Inches along a patch's side
+        show:bool=True, # Draw? Else only give the patches
+        **kwargs, # Not used
+    ): # With `show=False` two tensors (max_n, 3, p, p) in [0, 1]
+        "Draw patches of a batch, inputs above truths."
         import matplotlib.pyplot as plt
         b = self.one_batch() if b is None else b
         flat = lambda o: o.detach().cpu().float().transpose(0, 1).flatten(0, 1) # patch 0 of each item, then patch 1, …

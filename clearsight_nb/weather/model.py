@@ -37,6 +37,7 @@ class WeatherNet:
     def attention(self)->tuple: return tuple(s in self.attn_resolutions for s in self.sizes)
 
 # %% ../../nbs/weather/20_model.ipynb #c90ab537
+#: Name → sizes
 WEATHER_NETS = dict(
     weatherdiff64=WeatherNet(),
     weatherdiff128=WeatherNet(128, ch_mult=(1,1,2,3,4)),

@@ -40,6 +40,7 @@ class RestorePreset:
     def sampler_for(self, predicts): return SAMPLERS[('unipc' if predicts=='epsilon' else 'ddim') if self.sampler=='auto' else self.sampler]
     def stride_of(self, patch): return max(1, round(patch*self.stride))
 
+#: Name → preset, for `restore`
 RESTORE_PRESETS = dict(
     reference=RestorePreset('ddim', 25, 'leading', 1/4, 'average'),
     balanced=RestorePreset('auto', 10, 'karras', 1/2, 'shifted'),
