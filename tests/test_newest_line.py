@@ -7,7 +7,7 @@ import importlib, importlib.util, pkgutil, sys, fastai.vision.all, fastcore, cle
 before = {*sys.modules}
 for t in ('glacier', 'weather', 'lowlight', 'derain', 'shadow'): importlib.import_module(f'clearsight_nb.{t}')
 loaded = {m.partition('.')[0] for m in {*sys.modules} - before}
-heavy = {'diffusers', 'segmentation_models_pytorch', 'transformers', 'skimage', 'tifffile', 'imagecodecs', 'accelerate', 'ipywidgets', 'nbclient'}
+heavy = {'diffusers', 'segmentation_models_pytorch', 'transformers', 'torchmetrics', 'skimage', 'tifffile', 'imagecodecs', 'accelerate', 'ipywidgets', 'nbclient'}
 assert not heavy & loaded, f'loaded before they are used: {sorted(heavy & loaded)}'
 assert not (there := [m for m in ('rasterio', 'rawpy', 'deepinv') if importlib.util.find_spec(m)]), f'{there}: extras that this environment should lack'
 names = [m.name for m in pkgutil.walk_packages(clearsight_nb.__path__, 'clearsight_nb.') if not m.name.endswith('_modidx')]
