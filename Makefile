@@ -26,7 +26,7 @@ demo: $(READY)          ## run a task's kernel notebook on embedded data (TASK=g
 test: $(READY)          ## run every notebook and every test, on both fastai lines
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests
 
-notebooks: $(READY)     ## re-execute notebooks and store their outputs (NB=nbs/core/02_files.ipynb for one)
+notebooks: $(READY)     ## re-execute notebooks and store their outputs (NB=nbs/core/00_files.ipynb for one)
 	$(BIN)/python tools/execute.py $(NB)
 	$(MAKE) --no-print-directory export
 

@@ -1,4 +1,4 @@
-"Execute notebooks in place and keep their outputs: `python tools/execute.py nbs/core/02_files.ipynb` (or a folder)."
+"Execute notebooks in place and keep their outputs: `python tools/execute.py nbs/core/00_files.ipynb` (or a folder)."
 import base64, io, os, sys, tempfile, time
 from pathlib import Path
 import nbformat

@@ -13,7 +13,8 @@ from pathlib import Path
 from .env import detect_env
 from .files import DataError,read_json,write_json
 from .recipe import RecipeError,load_recipe,read_recipe,recipe_hash
-from .slurm import NOT_FINISHED,SlurmJob,salloc_line,write_slurm
+from .launch import NOT_FINISHED
+from .slurm import SlurmJob,salloc_line,write_slurm
 from .verbs import check_task_name,quiet,read_settings,task_verb
 
 # %% ../../nbs/core/47_jobs.ipynb #e5a996df
