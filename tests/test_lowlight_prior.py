@@ -1,13 +1,14 @@
 "What the pages of the low-light prior cannot show: killed runs, hostile files, memory against a real pass."
 import json,multiprocessing,os,random,signal,time
 import pytest,torch
+from fastai.callback.hook import total_params
 from clearsight_nb.core.checkpoints import read_checkpoint
 from clearsight_nb.core.diffusion import EDM,Denoiser
 from clearsight_nb.core.files import DataError
 from clearsight_nb.core.recipe import RecipeError,load_recipe,read_recipe
 from clearsight_nb.core.training import fit_recipe
 from clearsight_nb.lowlight.dls import TileItems,tile_dls,turn
-from clearsight_nb.lowlight.prior import (PRIOR_NETS,EDMStats,Prior,count_parameters,estimate_memory,fit_edm_stats,load_prior,lowlight_net,prior_config,
+from clearsight_nb.lowlight.prior import (PRIOR_NETS,EDMStats,Prior,estimate_memory,fit_edm_stats,load_prior,lowlight_net,prior_config,
     prior_net,save_prior)
 from clearsight_nb.lowlight.recipe import plan_training,tick_plan
 from clearsight_nb.lowlight.train import learner_prior,lowlight_learner
@@ -59,7 +60,7 @@ def test_saved_recipe_says_what_to_do(tmp_path):
 # ---- network and prior
 
 def test_published_parameter_count():
-    with torch.device('meta'): assert abs(count_parameters(lowlight_net('base'))/281_674_755-1)<.01
+    with torch.device('meta'): assert abs(total_params(lowlight_net('base'))[0]/281_674_755-1)<.01
     assert prior_net('base').channel_mult==(1, 2, 3, 4) and prior_net('base').model_channels==192 and prior_net('base').num_blocks==3
 
 @pytest.mark.parametrize('seed', range(5))
@@ -216,7 +217,7 @@ def test_memory_grows_with_tile_and_net():
     r = lambda *o: load_recipe('lowlight', 'small', overrides=['training.precision=float32', *o])
     a,b = estimate_memory(r(), 32, 'cpu'),estimate_memory(r(), 64, 'cpu')
     assert 3.8<b.per_sample/a.per_sample<4.3 and a.static==pytest.approx(b.static, rel=.05)
-    n = count_parameters(lowlight_net(prior_net(r().model)))
+    n = total_params(lowlight_net(prior_net(r().model)))[0]
     assert a.static==pytest.approx(5*4*n/1e9, rel=.1) # weights, gradient, two moments, average
     assert a.batch_gpu(1e6)==64 and a.batch_gpu(.01)==0
 

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['SIGMA_DATA', 'BANDS', 'PRIOR_NETS', 'FORMAT', 'PriorNet', 'prior_net', 'TileUNet', 'wiener_pyramid', 'LevelBlock',
-           'PlainUNet', 'lowlight_net', 'count_parameters', 'EDMStats', 'fit_edm_stats', 'Prior', 'prior_config',
-           'save_prior', 'load_prior', 'MemoryEstimate', 'estimate_memory']
+           'PlainUNet', 'lowlight_net', 'EDMStats', 'fit_edm_stats', 'Prior', 'prior_config', 'save_prior',
+           'load_prior', 'MemoryEstimate', 'estimate_memory']
 
 # %% ../../nbs/lowlight/21_prior.ipynb #b17aa4dd
 import json,math
 from dataclasses import asdict,dataclass,fields,replace
 from pathlib import Path
 import torch,torch.nn.functional as F
+from fastai.callback.hook import total_params
 from torch import Tensor,nn
 from ..core.diffusion import Denoiser, EDM, unwrap
 from ..core.files import DataError, atomic_write
@@ -182,12 +183,6 @@ def _seeded(seed, make):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
-
-def count_parameters(
-    model:nn.Module, # Any module, on any device
-)->int: # Numbers it learns
-    "How many numbers a model learns."
-    return sum(p.numel() for p in model.parameters())
 
 # %% ../../nbs/lowlight/21_prior.ipynb #d4508b7b
 @dataclass(frozen=True)
@@ -414,7 +409,7 @@ def estimate_memory(
     size,amp = size or recipe.data.img_resolution or 256,_amp[t.precision]
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     shape = lambda b: (b, net.channels, size, size)
-    with torch.device('meta'): n = count_parameters(lowlight_net(net))
+    with torch.device('meta'): n = total_params(lowlight_net(net))[0]
     states = dict(adam=2, adamw=2, sgd=1)[t.optimizer] + (t.ema!='none')
     if device.type=='cuda':
         unet = lowlight_net(net).to(device)

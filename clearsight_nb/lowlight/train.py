@@ -11,6 +11,7 @@ import json,resource,time
 from datetime import datetime
 import torch
 from fastai.basics import Callback, get_model, rank_distrib
+from fastai.callback.hook import total_params
 from ..core.callbacks import EMACallback, TrainingCallback
 from ..core.checkpoints import Checkpointer, _link, read_checkpoint
 from ..core.diffusion import EDM, Denoiser
@@ -18,7 +19,7 @@ from ..core.files import DataError, atomic_write
 from ..core.objectives import DiffusionObjective, plot_level_losses
 from ..core.training import recipe_learner
 from .dls import show_light
-from .prior import SIGMA_DATA, EDMStats, Prior, count_parameters, lowlight_net, prior_config, save_prior
+from .prior import SIGMA_DATA, EDMStats, Prior, lowlight_net, prior_config, save_prior
 from .recipe import TickPlan, plan_training, recipe_ema
 
 # %% ../../nbs/lowlight/23_train.ipynb #3cf87bc9
@@ -119,7 +120,7 @@ def lowlight_learner(
     own = [Standardise(stats), objective, TickLog(plan), Snapshots(plan, config)] + ([EMACallback(**ema)] if ema else [])
     learn = recipe_learner(dls, net, objective.loss_func, [], recipe, cbs=[*own, *cbs], run_dir=run_dir, about=config)
     lo,mid,hi = stats.sigmas()
-    print(f'{count_parameters(net)/1e6:.2f} M parameters · {plan.kimg(plan.ticks):g} kimg = {plan.steps:,} steps of {plan.batch_size} images'
+    print(f'{total_params(net)[0]/1e6:.2f} M parameters · {plan.kimg(plan.ticks):g} kimg = {plan.steps:,} steps of {plan.batch_size} images'
         + (f' ({plan.accumulate} × {plan.batch_size//plan.accumulate})' if plan.accumulate>1 else '') + f' in {plan.ticks} ticks · '
         f'noise {lo:.2g} … {mid:.2g} … {hi:.2g} of white')
     return learn
