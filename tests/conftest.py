@@ -45,3 +45,11 @@ def pytest_unconfigure(config):
     count = lambda *kinds: sum(len(report.stats.get(k, [])) for k in kinds)
     skipped = count('skipped', 'xfailed')
     print(f'{count("passed", "xpassed")} passed, {count("failed", "error")} failed' + (f', {skipped} skipped' if skipped else ''))
+
+@pytest.fixture(scope='session')
+def jobs(tmp_path_factory):
+    "Trainings in children that can be killed, for the tests in faults/"
+    from fault_jobs import Jobs
+    jobs = Jobs(tmp_path_factory.mktemp('work'))
+    yield jobs
+    jobs.close()

@@ -52,7 +52,8 @@ def test_container_limits(monkeypatch):
 # ---- time ----
 
 def test_deadlines(monkeypatch):
-    monkeypatch.setattr(module, '_imported', 1000.)
+    monkeypatch.setattr(module, '_imported', 30.)
+    monkeypatch.setattr(module, 'time', types.SimpleNamespace(time=lambda: 1010., monotonic=lambda: 40.)) # begun at 1000, 10 seconds ago
     assert find_deadline(KAGGLE)==1000 + 11.5*3600
     assert find_deadline(KAGGLE | dict(CLEARSIGHT_TIME_BUDGET='0.5'))==1030
     assert find_deadline(dict(CLEARSIGHT_TIME_BUDGET='60'))==4600
@@ -60,6 +61,13 @@ def test_deadlines(monkeypatch):
     assert find_deadline(dict(SLURM_JOB_ID='1', SLURM_JOB_START_TIME='0.', SLURM_JOB_END_TIME='100000'))==99400
     for name,environ in [('SLURM_JOB_END_TIME', dict(SLURM_JOB_ID='1', SLURM_JOB_END_TIME='Unknown')), ('CLEARSIGHT_TIME_BUDGET', dict(CLEARSIGHT_TIME_BUDGET='x'))]:
         with pytest.raises(ValueError, match=f'{name}=.*is not a number'): detect_env(environ)
+
+def test_jumps_of_the_clock_change_no_budget(monkeypatch):
+    "An hour after the beginning the clock on the wall says 1970"
+    now = time.monotonic()
+    monkeypatch.setattr(module, 'time', types.SimpleNamespace(time=lambda: 77., monotonic=lambda: now+3600))
+    monkeypatch.setattr(module, '_imported', now)
+    assert detect_env(KAGGLE).time_budget==pytest.approx(10.5*3600) and detect_env(dict(CLEARSIGHT_TIME_BUDGET='90')).time_budget==pytest.approx(1800)
 
 def test_time_budget_runs_down_and_ends_at_zero():
     env = Env(deadline=time.time() + 1000)

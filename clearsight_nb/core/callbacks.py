@@ -22,7 +22,9 @@ class TrainingCallback(Callback):
     gates = 'before_fit','before_train','after_cancel_step','after_step' # what it listens to itself
     def begin(self): "Called before the first batch of a run that is not a resumed one."
     def __call__(self, event_name):
-        if event_name=='before_fit': self.fresh,self.begun,self.missed = True,False,False
+        if event_name=='before_fit':
+            saver = vars(self.learn).get('checkpointer') # those behind it have been given their state by now
+            self.fresh,self.begun,self.missed = not (saver and saver.begin_from and self.order>saver.order),False,False
         if event_name=='before_train' and not hasattr(self.learn, 'lr_finder'):
             if self.fresh: self.begin()
             self.fresh,self.begun = False,True

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_EXTENSIONS', 'IGNORE', 'show_name', 'DataError', 'Finding', 'DataReport', 'safe_path', 'list_some',
-           'list_images', 'twin_key', 'match_files', 'pair_files', 'atomic_write', 'sweep_leftovers', 'in_turn',
-           'read_json', 'write_json', 'file_hash', 'make_manifest', 'check_manifest']
+           'list_images', 'twin_key', 'match_files', 'pair_files', 'atomic_write', 'append_line', 'sweep_leftovers',
+           'in_turn', 'read_json', 'write_json', 'file_hash', 'make_manifest', 'check_manifest']
 
 # %% ../../nbs/core/00_files.ipynb #3aa72d1b
 import errno,functools,hashlib,html,inspect,json,os,re,secrets
@@ -223,6 +223,14 @@ def _disk_full(e):
     while e is not None and not (isinstance(e, OSError) and e.errno in _FULL): e = e.__cause__ or e.__context__
     return e
 
+def _told(e, path, size=0):
+    "The same error, with the file, what is left of it, and the mend"
+    left,full = 'the old file is as it was' if os.path.exists(path) else 'nothing was left behind',_disk_full(e)
+    if full: return OSError(full.errno, f'The disk is full after {size:,} bytes of the new file; {left}. '
+        'Free space there or write to another folder, then run again', str(path))
+    at = f': {e.filename}' if e.filename and not os.path.basename(e.filename).endswith('.tmp') else ''
+    return OSError(e.errno, f'The file cannot be written ({e.strerror}{at}); {left}. Write to another folder, or change its rights', str(path))
+
 def _sync(path):
     fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
@@ -242,22 +250,32 @@ def atomic_write(
     "A context with an open file that replaces `path` when the block ends well; else `path` stays as it was."
     if mode not in ('w', 'wb'): raise ValueError(f"mode is 'w' or 'wb', not {mode!r}: a file is replaced as a whole")
     path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name[:40]}.{secrets.token_hex(4)}.tmp')
     try:
-        with open(tmp, mode.replace('w', 'x'), encoding=None if 'b' in mode else 'utf-8') as f: yield f
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(tmp, mode.replace('w', 'x'), encoding=None if 'b' in mode else 'utf-8')
+    except OSError as e: raise _told(e, path) from e
+    try:
+        with file as f: yield f
         if path.exists(): os.chmod(tmp, path.stat().st_mode & 0o7777)
         _sync(tmp)
         os.replace(tmp, path)
     except BaseException as e:
         size = tmp.stat().st_size if tmp.exists() else 0
         tmp.unlink(missing_ok=True)
-        if not (full := _disk_full(e)): raise
-        raise OSError(full.errno, f'The disk is full after {size:,} bytes of the new file; {_old(path)}. '
-            'Free space there or write to another folder, then run again', str(path)) from e
+        if _disk_full(e): raise _told(e, path, size) from e
+        raise
     _sync_folder(path.parent)
 
-def _old(path): return 'the old file is as it was' if path.exists() else 'nothing was left behind'
+# %% ../../nbs/core/02_files.ipynb #b2e1d4c6
+def append_line(
+    path:str|Path, # A text file (UTF-8) in a folder that exists
+    line:str, # Without its end
+):
+    "Add a line to a text file; `OSError` with the file and the mend where it cannot be written."
+    try:
+        with open(path, 'a', encoding='utf-8') as f: f.write(line + '\n')
+    except OSError as e: raise _told(e, path) from e
 
 # %% ../../nbs/core/00_files.ipynb #6a34a759
 def sweep_leftovers(

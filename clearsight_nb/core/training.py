@@ -8,6 +8,7 @@ __all__ = ['RunLog', 'ShowProgress', 'RunPrecision', 'run_steps', 'recipe_callba
 
 # %% ../../nbs/core/17_training.ipynb #1fed6750
 import json,math,os,time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 import pandas as pd, torch
@@ -22,7 +23,7 @@ from .callbacks import Accumulate, ClipGradients, EMACallback, FiniteGuard, Trai
 from .checkpoints import (Checkpointer, RunLearner, TimeBudget, check_recipe, checkpoint_weights, read_checkpoint, seed_all,
                                             stop_on_signals)
 from .env import detect_env
-from .files import DataError, atomic_write, sweep_leftovers
+from .files import DataError, append_line, atomic_write, sweep_leftovers
 from .recipe import recipe_hash, save_recipe
 from .schedules import RateSchedule, SetEpoch, Watch
 
@@ -42,7 +43,7 @@ class RunLog(TrainingCallback):
     ):
         "Add a line with the time to training.log; of several processes the first one does."
         if rank_distrib(): return
-        with open(self.folder/'training.log', 'a', encoding='utf-8') as f: f.write(f'{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n')
+        append_line(self.folder/'training.log', f'{datetime.now():%Y-%m-%d %H:%M:%S} {text}')
     def after_epoch(self):
         learn,row = self.learn,dict(epoch=self.learn.epoch)
         row |= zip(learn.recorder.metric_names[1:], map(_number, learn.recorder.final_record))
@@ -305,10 +306,12 @@ def fit_recipe(
         learn.stopped = saver.stopped or ('early stop' if learn.watch.exhausted else 'finished')
     except BaseException as e:
         learn.stopped = saver.stopped or f'{type(e).__name__}: {e}'
+        if 'DataLoader worker (pid' in str(e): raise DataError('training data', f'a process that reads it has died ({e})', 'Often memory was short: '
+            'lower training.workers (0: this process reads) or training.batch_size. The same call goes on from the last checkpoint.') from e
         raise
     finally:
         _tidy(learn, logger)
-        log.tell(f'ended: {learn.stopped}')
+        with suppress(OSError): log.tell(f'ended: {learn.stopped}') # a full disk has been told of by then, or will be by the weights
     _use_best(learn)
 
 # %% ../../nbs/core/17_training.ipynb #3ee8eead

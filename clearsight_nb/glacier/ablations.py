@@ -126,7 +126,7 @@ def _one(i, work, seed, size, steps, made):
     from clearsight_nb.glacier.evaluate import score_tiles
     from clearsight_nb.glacier.model import glacier_learner
     from clearsight_nb.glacier.predict import Predictor
-    a,start = ABLATIONS[i],time.time()
+    a,start = ABLATIONS[i],time.monotonic()
     swap = [o.replace('DONOR', made.get('donor', '')).replace('HKH', made.get('hkh', '')) for o in a.overrides]
     recipe = _recipe(f'v{i}-{seed}', seed, [f'training.steps={steps}', *swap])
     with tempfile.TemporaryDirectory() as tmp:
@@ -136,7 +136,7 @@ def _one(i, work, seed, size, steps, made):
         parts = score_tiles(lambda t: predictor(store.crop(t)), store, learn.dls.valid_tiles, learn.dls.codec.names)
     cm = sum(parts[1:], parts[0])
     return dict(name=a.name, seed=seed, r_k=cm.r_k(), macro_mcc=cm.macro_mcc(), iou=[None if np.isnan(o) else float(o) for o in cm.iou()],
-                seconds=round(time.time() - start, 1), steps=steps, size=size)
+                seconds=round(time.monotonic() - start, 1), steps=steps, size=size)
 
 # %% ../../nbs/glacier/80_ablations.ipynb #88efca7e
 def read_results(
