@@ -267,7 +267,7 @@ def atomic_write(
         raise
     _sync_folder(path.parent)
 
-# %% ../../nbs/core/02_files.ipynb #b2e1d4c6
+# %% ../../nbs/core/00_files.ipynb #b2e1d4c6
 def append_line(
     path:str|Path, # A text file (UTF-8) in a folder that exists
     line:str, # Without its end
