@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from omegaconf import OmegaConf
 from .callbacks import TrainingCallback, all_ranks, any_rank
 from .files import DataError, atomic_write, sweep_leftovers
+from .plain import plain_torch
 from .recipe import RecipeError, recipe_diff
 
 # %% ../../nbs/core/13_checkpoints.ipynb #43e16000
@@ -153,11 +154,8 @@ def read_checkpoint(
     path, # A file written by `Checkpointer`
 )->dict: # All tensors on the CPU
     "Read a checkpoint; `DataError` if it is none, or not whole. Nothing in it is executed."
-    if not Path(path).is_file(): raise DataError(path, 'does not exist', 'Give checkpoints/latest.pt of a run.')
-    try: ck = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: # torch raises many kinds: zip errors, pickle errors, EOF
-        raise DataError(path, f'is damaged or no checkpoint ({type(e).__name__})', 'Use another one of the run, such as best.pt.') from e
-    if not isinstance(ck, dict) or ck.get('format')!=FORMAT:
+    ck = plain_torch(path, 'Use another one of the run, such as best.pt.')
+    if not isinstance(ck, dict) or ck.get('format')!=FORMAT or not isinstance(ck.get('model'), dict):
         raise DataError(path, 'is no checkpoint of clearsight_nb', 'Give checkpoints/latest.pt of a run.')
     return ck
 

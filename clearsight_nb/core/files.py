@@ -317,6 +317,7 @@ def read_json(
     path = Path(path)
     try: return json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError: fault,mend = 'does not exist',f'In its folder there is: {list_some(path.parent)}.'
+    except OSError as e: fault,mend = f'cannot be read ({e.strerror})','Give a file that may be read.'
     except (ValueError, RecursionError) as e: fault,mend = f'is not JSON ({e})','Make it again; it may be cut short.'
     raise DataError(path, fault, mend)
 
@@ -352,6 +353,8 @@ def check_manifest(
     manifest:dict, # As `make_manifest` gives it
 )->DataReport: # One error for each file that is missing, of another size, or changed
     "Compare a folder with its manifest."
+    good = isinstance(manifest, dict) and all(isinstance(w, dict) and type(w.get('bytes')) is int and isinstance(w.get('sha256'), str) for w in manifest.values())
+    if not good: raise DataError(root, 'has a manifest that is none', 'A manifest is {path: {"bytes": size, "sha256": hash}}, see make_manifest.')
     report = DataReport('Manifest', {'files': len(manifest)})
     for f,want in manifest.items():
         try: path = safe_path(root, f)

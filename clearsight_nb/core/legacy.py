@@ -10,7 +10,7 @@ __all__ = ['LEGACY', 'ORIGINALS', 'CONFIGS', 'PUBLISHED', 'UsageError', 'publish
 import re,sys
 from itertools import takewhile
 from pathlib import Path
-from .recipe import list_presets,nearest
+from .recipe import list_presets,nearest,read_yaml
 
 # %% ../../nbs/core/49_legacy.ipynb #bd22c556
 _device = '(the first GPU is used if there is one; CUDA_VISIBLE_DEVICES chooses another)'
@@ -72,9 +72,8 @@ def known_config(
     path,presets = Path(value),list_presets(task)
     stem = CONFIGS.get(task, {}).get(path.stem, path.stem)
     if path.is_file():
-        import yaml
-        config = yaml.safe_load(path.read_text(encoding='utf-8'))
-        if task!='weather' or not isinstance(config, dict) or 'optim' not in config: return ['--preset', value]
+        config = read_yaml(path)
+        if task!='weather' or 'optim' not in config: return ['--preset', value]
         overrides,data = published_overrides(config)
         return ['--preset', 'defaults', f'name={stem}', *overrides] + (['--data', data] if data and Path(data).is_dir() else [])
     if stem in presets: return ['--preset', stem]

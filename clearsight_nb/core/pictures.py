@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image,ImageDraw,ImageFont,ImageOps
 from .files import IGNORE,DataError,show_name
+from .plain import plain_image
 
 # %% ../../nbs/core/27_pictures.ipynb #6c813fe5
 def as_uint8(
@@ -90,11 +91,12 @@ def open_picture(
 )->Image.Image: # RGB or grey, turned as its EXIF data say
     "Open a picture file; `DataError` if it is none."
     try:
-        with Image.open(file) as im:
+        with plain_image(file) as im:
             if px: im.thumbnail((px, px), Image.Resampling.BOX, reducing_gap=2)
             im = ImageOps.exif_transpose(im)
             return im.copy() if im.mode in ('L', 'RGB', 'I;16', 'F') else im.convert('RGB')
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+    except DataError: raise
+    except Exception as e: # Pillow raises many kinds
         raise DataError(file, f'cannot be read as a picture ({type(e).__name__})', 'Remove it, or give a list of arrays or a data set that reads it.') from e
 
 def montage(

@@ -50,7 +50,7 @@ def _index_fault(index):
     for k in ('names', 'bands'):
         if not names(index.get(k)): return f'has no list of different {k}'
     shape,n,c = index.get('shape'),len(index['names']),len(index['bands'])
-    if not list_of(shape, int) or len(shape)!=4 or min(shape)<1: return 'has no valid shape'
+    if not list_of(shape, int) or len(shape)!=4 or min(shape)<1 or max(shape)>=2**40: return 'has no valid shape'
     if shape[:2]!=[n,c]: return f'has the shape {tuple(shape)} for {n} tiles and {c} bands'
     if not list_of(index.get('nodata'), int) or len(index['nodata'])!=n: return 'has no nodata count for each tile'
     if not isinstance(index.get('labels'), bool): return 'does not say whether there are labels'

@@ -14,6 +14,7 @@ from pathlib import Path,PurePosixPath
 from typing import NamedTuple
 import numpy as np
 from ..core.files import DataError,DataReport,atomic_write,list_images,list_some,safe_path,show_name
+from ..core.plain import plain_image,plain_arrays
 
 # %% ../../nbs/derain/00_data.ipynb #558d398c
 def _opaque(im):
@@ -40,12 +41,13 @@ def read_photo(
     if not path.is_file(): raise DataError(path, 'does not exist', f'In its folder there is: {list_some(path.parent)}.')
     if not path.stat().st_size: raise DataError(path, 'is empty (0 bytes)', mend)
     try:
-        with Image.open(path) as im:
+        with plain_image(path) as im:
             im.load()
             x,mode = _as_rgb(ImageOps.exif_transpose(im)),im.mode
     except UnidentifiedImageError: raise DataError(path, 'is not an image that can be read', mend) from None
     except Image.DecompressionBombError as e: raise DataError(path, f'is too large ({e})', 'Cut it into smaller images.') from None
     except PermissionError: raise DataError(path, 'may not be read', 'Give this user the right to read it.') from None
+    except DataError: raise
     except ValueError as e: raise DataError(path, str(e), 'Save it as an opaque 8-bit RGB image.') from None
     except Exception as e: raise DataError(path, f'is cut short or damaged ({e})', mend) from e
     return (x, mode) if modes else x
@@ -294,18 +296,10 @@ def read_npz(
     path:str|Path, # A file of `write_npz`, or of the original
 )->np.ndarray: # (h, w, 6), float32 or float64
     "Read a spectrum; `DataError` if the key, the shape or the numbers are not as they should be."
-    path,mend = Path(path),'Write it again with write_npz.'
-    if not path.is_file(): raise DataError(path, 'does not exist', f'In its folder there is: {list_some(path.parent)}.')
-    try:
-        f = np.load(path, allow_pickle=False)
-        if isinstance(f, np.ndarray): raise DataError(path, 'is a single array (.npy), not an .npz file', mend)
-        with f:
-            if 'mag_and_phase' not in f.files: raise DataError(path, f"has no key 'mag_and_phase' but {', '.join(f.files) or 'nothing'}", mend)
-            a = f['mag_and_phase']
-    except DataError: raise
-    except Exception as e: raise DataError(path, f'is no .npz file, is damaged, or needs pickle ({e})', mend) from e
-    if fault := _npz_fault(a): raise DataError(path, fault, mend)
-    return a
+    mend,a = 'Write it again with write_npz.',plain_arrays(path, 'Write it again with write_npz.')
+    if 'mag_and_phase' not in a: raise DataError(path, f"has no key 'mag_and_phase' but {show_name(', '.join(a)) or 'nothing'}", mend)
+    if fault := _npz_fault(a['mag_and_phase']): raise DataError(path, fault, mend)
+    return a['mag_and_phase']
 
 # %% ../../nbs/derain/00_data.ipynb #bd88791e
 def write_spectra(

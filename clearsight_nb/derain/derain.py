@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from ..core.diffusion import VP, Denoiser
 from ..core.files import DataError, atomic_write, list_images, sweep_leftovers
+from ..core.plain import described, network_for
 from ..core.sampling import SAMPLERS, spaced, start
 from ..core.tiling import predict_array
 from ..core.training import read_weights
@@ -68,12 +69,9 @@ class Derainer:
 def _from_file(path):
     weights,about = read_weights(path)
     if about.get('task')!='derain': raise DataError(path, f"holds weights of {about.get('task', 'an unknown task')}", 'Give a derain run.')
-    recipe = OmegaConf.create(json.loads(about['recipe']))
-    model = derain_net(recipe)
-    try: model.load_state_dict(weights)
-    except DataError as e: raise DataError(path, e.fault, e.mend) from e
-    except RuntimeError as e: raise DataError(path, f'does not fit the network of its recipe ({" ".join(str(e).split())[:200]})', 'Train again.') from e
-    return Derainer(model, recipe, path.name)
+    with described(path):
+        recipe = OmegaConf.create(json.loads(about['recipe']))
+        return Derainer(network_for(path, lambda: derain_net(recipe), weights), recipe, path.name)
 
 # %% ../../nbs/derain/40_derain.ipynb #822f1af0
 def load_derainer(

@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from ..core.files import DataError, atomic_write
+from ..core.files import DataError, atomic_write, read_json
 from ..core.metrics import ScoreTable
 
 # %% ../../nbs/glacier/80_ablations.ipynb #9567cdfa
@@ -145,8 +145,11 @@ def read_results(
     "Stored results; an empty list when there are none yet. Raises `DataError` for a file that is no such file."
     file = Path(file)
     if not file.exists(): return []
-    try: runs = json.loads(file.read_text(encoding='utf-8'))['runs']
-    except (ValueError, KeyError, TypeError) as e: raise DataError(file, f'is no file of results ({e})', 'Remove it, and run the ablations again') from e
+    o = read_json(file)
+    runs = o.get('runs') if isinstance(o, dict) else None
+    keys = dict(name=str, seed=int, r_k=(int, float), macro_mcc=(int, float), iou=list, seconds=(int, float), steps=int, size=int)
+    good = lambda r: isinstance(r, dict) and all(isinstance(r.get(k), t) for k,t in keys.items())
+    if not isinstance(runs, list) or not all(map(good, runs)): raise DataError(file, 'is no file of results', 'Remove it, and run the ablations again')
     return runs
 
 def run_ablations(

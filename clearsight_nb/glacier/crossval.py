@@ -16,6 +16,7 @@ from typing import NamedTuple
 from ..core.checkpoints import HARMLESS
 from ..core.env import detect_env
 from ..core.files import DataError, atomic_write, read_json, safe_path, write_json
+from ..core.plain import plain_array
 from ..core.metrics import ConfusionMatrix, ScoreTable, compare_table
 from ..core.recipe import RecipeError, read_recipe, recipe_diff, recipe_hash, save_recipe
 from ..core.training import fit_recipe, read_weights
@@ -208,12 +209,14 @@ def read_fold(
     if not (folder/'fold.json').exists() or not (folder/'weights.safetensors').exists(): return None
     out,facts = read_json(folder/'fold.json'),read_weights(folder)[1]
     no = lambda fault: DataError(folder/'fold.json', fault, _MEND)
-    if not isinstance(out, dict) or not {'recipe_hash', 'classes', 'tiles', 'fold'} <= set(out): raise no('is not the result of a fold')
+    if not isinstance(out, dict) or not {'recipe_hash', 'classes', 'tiles', 'fold'} <= set(out) or not isinstance(out['tiles'], dict): raise no('is not the result of a fold')
     if out['recipe_hash'] != facts.get('recipe_hash'): raise no('was made by another recipe than the weights beside it')
     if set(out['tiles']) != set(tiles): raise no('is about other tiles than the plan of the run')
     for n in tiles:
         for kind in ('probs', 'labels'):
             if not safe_path(folder/kind, f'{n}.npy').is_file(): raise no(f'counts on {kind}/{n}.npy, which is missing')
+    try: _fold_matrix(out)
+    except (TypeError, ValueError, OverflowError) as e: raise no(f'holds counts that are none ({" ".join(str(e).split())[:120]})') from e
     return out
 
 # %% ../../nbs/glacier/41_crossval.ipynb #eff59813
@@ -246,8 +249,13 @@ def _claim(run_dir, recipe, plan):
     return old
 
 def _read_plan(file):
-    try: return FoldPlan.from_dict(read_json(file))
-    except (TypeError, KeyError, AttributeError) as e:
+    try:
+        plan = FoldPlan.from_dict(read_json(file))
+        if not all(isinstance(t, str) for f in plan.folds for part in f for t in part): raise ValueError('a tile has no name')
+        if lost := {t for f in plan.folds for part in f for t in part} - (plan.grid.keys() & plan.counts.keys()): raise ValueError(f'tile {min(lost)} has no place or no counts')
+        return plan
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as e:
+        if isinstance(e, DataError): raise
         raise DataError(file, f'is no plan of folds ({type(e).__name__}: {e})', 'Restore it, or begin in another folder.') from e
 
 # %% ../../nbs/glacier/41_crossval.ipynb #d9fc3b90
@@ -357,8 +365,7 @@ def worst(self:CrossValidation,
 
 # %% ../../nbs/glacier/41_crossval.ipynb #e1b26030
 def _load_array(path, dtype, ndim):
-    try: a = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e: raise DataError(path, f'cannot be read ({e})', _MEND) from e
+    a = plain_array(path, mend=_MEND)
     if a.dtype != dtype or a.ndim != ndim: raise DataError(path, f'holds {a.dtype} {a.shape}', _MEND)
     return a
 
@@ -383,6 +390,7 @@ def read_crossval(
         raise DataError(run_dir, 'is no folder of a cross-validation', 'Give the run_dir of cross_validate.')
     plan = _read_plan(run_dir/'folds.json')
     found = {k: o for k,f in enumerate(plan.folds) if (o := read_fold(run_dir/f'fold{k}', f.valid))}
+    if len({tuple(o['classes']) for o in found.values()})>1: raise DataError(run_dir, 'has folds with different classes', _MEND)
     return CrossValidation(run_dir, read_recipe(run_dir), plan, found)
 
 # %% ../../nbs/glacier/41_crossval.ipynb #c3868b2b

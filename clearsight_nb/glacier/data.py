@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from ..core.files import DataError, DataReport, IGNORE, list_images, list_some, match_files
+from ..core.plain import check_declared
 
 # %% ../../nbs/glacier/00_data.ipynb #4127ccaf
 #: Competition folder → wavelength name, in channel order
@@ -120,6 +121,7 @@ def _check_header(file, shape, page, size, max_pixels):
     if any(o + c > size for o,c in zip(page.dataoffsets, page.databytecounts)):
         bad('the file is truncated: its data ends before the header says', 'Copy or download the file again.')
     need, have = n*page.dtype.itemsize, sum(page.databytecounts)
+    check_declared(file, need, have)
     ratio = 1 if page.compression == 1 else 2000
     if need > have*ratio:
         bad(f'the header declares {need:,} bytes of pixels but the file holds only {have:,}',

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from pathlib import Path
 from ..core.bands import d4,d4_inverse
 from ..core.files import DataError,atomic_write
+from ..core.plain import plain_torch
 from ..core.training import read_weights
 from .inputs import read_norm
 from .model import glacier_model
@@ -160,11 +161,12 @@ def _read_pack(path):
             from safetensors import safe_open
             with safe_open(path, 'pt') as f: state,text = {k: f.get_tensor(k) for k in f.keys()},(f.metadata() or {})['ensemble']
         else:
-            saved = torch.load(path, map_location='cpu', weights_only=True)
+            saved = plain_torch(path, mend)
             state,text = saved['state'],saved['ensemble']
         about = json.loads(text)
         if about['kind'] != 'clearsight glacier ensemble' or not about['members']: raise ValueError('another kind of file')
         return state,about
+    except DataError: raise
     except Exception as e: # whatever a damaged or foreign file makes the decoders raise
         raise DataError(path, f'is not a packed ensemble ({type(e).__name__}: {str(e)[:120]})', mend) from e
 

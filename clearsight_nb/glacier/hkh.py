@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from ..core.files import DataError, DataReport, IGNORE, atomic_write, list_images, read_json, write_json
+from ..core.plain import plain_array
 from .data import CLASS_NAMES, natural_key
 from .prepare import Fold
 
@@ -186,19 +187,10 @@ def find_hkh(
     return found,report
 
 # %% ../../nbs/glacier/30_hkh.ipynb #0af23241
-def _load(file, mmap=None):
-    "An array from a .npy file; `DataError` for anything else. Nothing in it is executed."
-    try: a = np.load(file, mmap_mode=mmap, allow_pickle=False)
-    except Exception as e: # numpy raises many kinds
-        why = 'is empty' if Path(file).exists() and not Path(file).stat().st_size else f'is truncated or no .npy file ({str(e).splitlines()[0][:90]})'
-        raise DataError(file, why, 'Download it again.') from e
-    if not isinstance(a, np.ndarray): raise DataError(file, 'is an archive of arrays', 'A patch is one array in a .npy file.')
-    return a
-
 def _check_form(p, size):
     "`DataError` unless the headers of both files are those of a patch; reads no pixels"
     for f,channels in ((p.img, (15,)), (p.mask, (2,3))):
-        a = _load(f, 'r')
+        a = plain_array(f, True)
         want = f'{size}×{size}×{" or ".join(map(str, channels))}'
         if a.shape[:2]!=(size,size) or a.ndim!=3 or a.shape[2] not in channels:
             raise DataError(f, f'has the shape {_x(a.shape)}, not {want}', 'Replace it, or say size= if all patches have another side.')
@@ -211,8 +203,8 @@ def read_hkh(
 )->tuple: # float32 (C, H, W) with 0 where there is no data; class ids uint8 (H, W), 255 there; pixels marked as both
     "One patch; `DataError` names a file that is broken."
     _check_form(p, size)
-    x = np.ascontiguousarray(np.moveaxis(_load(p.img)[...,list(channels)].astype(np.float32), 2, 0))
-    y,both = mask_classes(_load(p.mask), p.mask)
+    x = np.ascontiguousarray(np.moveaxis(plain_array(p.img)[...,list(channels)].astype(np.float32), 2, 0))
+    y,both = mask_classes(plain_array(p.mask), p.mask)
     valid = np.isfinite(x).all(0) & (x!=0).any(0)
     x[:,~valid],y[~valid] = 0,IGNORE
     return x,y,both

@@ -46,10 +46,11 @@ def _read_journal(file, plan):
     marks,entries,at = [],[],0
     for line in file.read_bytes().splitlines(keepends=True) if file.exists() else []:
         try: o = json.loads(line) if line.endswith(b'\n') else None
-        except ValueError: o = None
-        if o is None or (not at and o!=dict(plan=plan)): break
+        except (ValueError, RecursionError): o = None
+        done = o.get('done', []) if isinstance(o, dict) else None
+        if not isinstance(done, list) or not all(isinstance(e, dict) for e in done) or (not at and o!=dict(plan=plan)): break
         at += len(line)
-        entries += o.get('done', [])
+        entries += done
         marks.append((len(entries), at))
     return entries,marks
 

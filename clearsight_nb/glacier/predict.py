@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from pathlib import Path
 from torch import nn
 from ..core.files import DataError
+from ..core.plain import described,network_for
 from ..core.training import read_weights
 from .model import glacier_model
 from .data import valid_mask
@@ -49,12 +50,11 @@ class Predictor:
         if not run_dir.is_dir(): raise DataError(run_dir, 'is no folder of a run', 'Give runs/glacier/NAME')
         weights,facts = read_weights(run_dir)
         if facts.get('task') != 'glacier': raise DataError(run_dir, f'holds weights of the task {facts.get("task")!r}', 'Give the run of a glacier recipe')
-        recipe,about = json.loads(facts['recipe']),json.loads(facts['about'])
-        cfg = OmegaConf.create(recipe['model'] | dict(weights='none'))
-        norm = read_norm(about['norm'])
-        model = glacier_model(cfg, norm.bands, len(about['classes'])).to(memory_format=torch.channels_last)
-        model.load_state_dict(weights)
-        return cls(model, norm, about['bands'], about['classes'])
+        with described(run_dir/'weights.safetensors'):
+            recipe,about = json.loads(facts['recipe']),json.loads(facts['about'])
+            cfg,norm = OmegaConf.create(recipe['model'] | dict(weights='none')),read_norm(about['norm'])
+            model = network_for(run_dir/'weights.safetensors', lambda: glacier_model(cfg, norm.bands, len(about['classes'])), weights)
+            return cls(model.to(memory_format=torch.channels_last), norm, about['bands'], about['classes'])
     @classmethod
     def from_learner(cls, learn): return cls(learn.model, learn.dls.norm, learn.dls.store.bands, learn.dls.codec.names)
     def __call__(self, x)->np.ndarray: return self.probs(x).argmax(0).astype(np.uint8)

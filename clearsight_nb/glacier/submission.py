@@ -177,12 +177,13 @@ def by_tifffile(file):
     with tifffile.TiffFile(file) as tif:
         page = tif.pages[0]
         if any(o + c > os.path.getsize(file) for o,c in zip(page.dataoffsets, page.databytecounts)): raise ValueError('the file is truncated')
+        if page.size*page.dtype.itemsize > max(2**26, 200*os.path.getsize(file)): raise ValueError(f'the header declares {page.shape}, far more than the file holds')
         return page.asarray()
 
 def by_pillow(file):
     "Pixels of a TIFF"
     from PIL import Image
-    with Image.open(file) as im: return np.array(im)
+    with Image.open(file, formats=('TIFF',)) as im: return np.array(im)
 
 def read_band(file):
     "Pixels (h, w) of a single-band TIFF"

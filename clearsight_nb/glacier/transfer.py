@@ -13,6 +13,7 @@ import torch
 from fastai.vision.all import get_model, nn
 from ..core.checkpoints import checkpoint_weights, read_checkpoint
 from ..core.files import DataError
+from ..core.plain import plain_torch,described
 from ..core.training import read_weights
 
 # %% ../../nbs/glacier/13_transfer.ipynb #5e948375
@@ -30,8 +31,8 @@ class Transfer(NamedTuple):
 
 def _foreign(path):
     "The state dict in a file that torch wrote, or None"
-    try: o = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception: return None # torch raises many kinds
+    try: o = plain_torch(path)
+    except DataError: return None
     for d in [o] + [o[k] for k in ('model','state_dict','model_state_dict') if isinstance(o, dict) and k in o]:
         if isinstance(d, dict) and d and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k,v in d.items()): return d
 
@@ -51,8 +52,9 @@ def load_weights(
         except DataError:
             if not path.is_file() or (weights := _foreign(path)) is None: raise
         else:
-            weights,r = checkpoint_weights(ck),ck['recipe'] or {}
-            facts = dict(task=r.get('task'), bands=r.get('data', {}).get('bands'))
+            with described(path):
+                weights,r = checkpoint_weights(ck),ck['recipe'] or {}
+                facts = dict(task=r.get('task'), bands=r.get('data', {}).get('bands'))
     while weights and (m := re.match(r'(module|model|_orig_mod)\.', next(iter(weights)))) and all(k.startswith(m[0]) for k in weights):
         weights = {k.removeprefix(m[0]): v for k,v in weights.items()}
     return weights,{k: facts.get(k) for k in ('task','bands','classes')}

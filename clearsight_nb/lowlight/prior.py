@@ -15,7 +15,8 @@ import torch,torch.nn.functional as F
 from fastai.callback.hook import total_params
 from torch import Tensor,nn
 from ..core.diffusion import Denoiser, EDM, unwrap
-from ..core.files import DataError, atomic_write
+from ..core.files import DataError, atomic_write, read_json
+from ..core.plain import described
 from ..core.sampling import heun, spaced, start
 from ..core.training import read_weights
 
@@ -326,9 +327,9 @@ def _read_config(about, path):
     beside = path.with_name('config.json')
     if not (text := about.get('config') or about.get('about')):
         if not beside.is_file(): raise DataError(path, 'has no description, and there is no config.json beside it', 'Put the config.json of its training there.')
-        path,text = beside,beside.read_text(encoding='utf-8')
+        return read_json(beside),beside
     try: return json.loads(text),path
-    except ValueError as e: raise DataError(path, f'has a description that is no JSON ({e})', 'Take the file of the training again.') from None
+    except (ValueError, RecursionError) as e: raise DataError(path, f'has a description that is no JSON ({e})', 'Take the file of the training again.') from None
 
 # %% ../../nbs/lowlight/21_prior.ipynb #8f06e0da
 def load_prior(
@@ -341,7 +342,7 @@ def load_prior(
     weights,about = read_weights(path)
     config,where = _read_config(about, path)
     net = _check_config(config, where)
-    with torch.device('meta'): unet = lowlight_net(net)
+    with described(where),torch.device('meta'): unet = lowlight_net(net)
     weights = {k.replace('_orig_mod.', '').removeprefix('module.'): v for k,v in weights.items()}
     if bad := [k for k,v in weights.items() if not v.isfinite().all()]:
         raise DataError(path, f'has values that are not finite in {bad[0]}', 'Take an earlier snapshot.')

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 import numpy as np, torch
 from ..core.files import DataError, atomic_write, list_some
+from ..core.plain import check_declared
 
 # %% ../../nbs/lowlight/04_raw.ipynb #de0929b4
 class CFA:
@@ -191,7 +192,9 @@ def _opened(path):
     if not path.is_file(): raise DataError(path, 'does not exist', f'In its folder there is: {list_some(path.parent)}.')
     if not path.stat().st_size: raise DataError(path, 'is empty', 'Copy it from the card again.')
     try:
-        with rawpy.imread(str(path)) as r: yield r
+        with rawpy.imread(str(path)) as r:
+            check_declared(path, 2*r.sizes.raw_height*r.sizes.raw_width, path.stat().st_size)
+            yield r
     except rawpy.LibRawFileUnsupportedError as e:
         raise DataError(path, 'is no raw file that LibRaw knows', 'Give the file of the camera, or convert it to DNG.') from e
     except (rawpy.LibRawError, rawpy.NotSupportedError) as e:

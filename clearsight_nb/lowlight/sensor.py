@@ -15,6 +15,7 @@ import numpy as np
 from fastcore.basics import patch
 from ..core.files import DataError,atomic_write,check_manifest,in_turn,make_manifest
 from ..core.files import read_json,safe_path,sweep_leftovers,write_json
+from ..core.plain import plain_array
 from ..core.photos import PHOTOS,load_photo,srgb_to_linear
 from .tiles import write_metadata,write_tile
 
@@ -96,10 +97,8 @@ def load_calibration(
 def _load_dark(path, name, mend):
     if not isinstance(name, str): raise DataError(path, f'names {name!r} as the file of its dark map', mend)
     file = safe_path(path.parent, name)
-    try: dark = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as e:
-        raise DataError(file, f'cannot be read as an array ({e})', mend) from None
-    if not isinstance(dark, np.ndarray) or dark.dtype!=np.float32: raise DataError(file, 'is not one float32 array', mend)
+    dark = plain_array(file, mend=mend)
+    if dark.dtype!=np.float32: raise DataError(file, 'is not one float32 array', mend)
     return dark
 
 # %% ../../nbs/lowlight/03_sensor.ipynb #67baf1fe

@@ -16,6 +16,7 @@ import numpy as np,torch
 from fastcore.basics import patch
 from torch import Tensor
 from ..core.files import DataError,DataReport,atomic_write,list_some,read_json,safe_path,show_name,write_json
+from ..core.plain import plain_torch
 
 # %% ../../nbs/lowlight/00_tiles.ipynb #de08187d
 #: Number of channels → what they are
@@ -44,17 +45,10 @@ def read_tile(
     "Read a tile; `DataError` if the file is missing or damaged, or holds anything but one float32 tensor of three axes."
     path,mend = Path(path),'Make the tile again, or take its entry out of the metadata.'
     if not is_file(path): raise DataError(path, 'does not exist', mend)
-    try: x = torch.load(path, map_location='cpu', weights_only=True)
-    except PermissionError as e: raise DataError(path, f'cannot be opened ({e.strerror})', mend) from None
-    except Exception as e: raise DataError(path, _load_fault(e), mend) from None
+    x = plain_torch(path, mend)
     if fault := _tile_fault(x): raise DataError(path, fault, mend)
     x = x.detach()
     return x.clone(memory_format=torch.contiguous_format) if x.untyped_storage().nbytes()!=4*x.numel() else x.contiguous()
-
-def _load_fault(e):
-    "Why `torch.load` failed, without its advice to load pickles."
-    if type(e).__name__=='UnpicklingError': return 'is no torch file, or holds more than a tensor; only plain tensors are read'
-    return f'is cut short or damaged ({type(e).__name__})'
 
 # %% ../../nbs/lowlight/00_tiles.ipynb #2bdf3a57
 def write_tile(

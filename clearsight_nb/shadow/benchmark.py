@@ -56,7 +56,9 @@ def tar_index(
             end = tar.offset
     except FileNotFoundError: raise DataError(path, 'does not exist', f'In its folder there is: {list_some(path.parent)}.') from None
     except OSError as e: raise DataError(path, f'cannot be read ({e.strerror})', 'See that it is a file and may be read.') from None
-    except (tarfile.TarError, EOFError) as e: raise DataError(path, f'is no tar file, or cut short or damaged ({e})', _again) from e
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, RecursionError) as e:
+        if isinstance(e, DataError): raise
+        raise DataError(path, f'is no tar file, or cut short or damaged ({e})', _again) from e
     _check_end(path, end)
     return out
 

@@ -20,6 +20,7 @@ from torch import Tensor,nn
 import clearsight_nb
 from ..core.checkpoints import read_checkpoint
 from ..core.files import DataError, atomic_write, list_images, list_some
+from ..core.plain import plain_image, described
 from ..core.training import read_weights
 from .models import pack_cond
 from .render import Light
@@ -56,11 +57,11 @@ def stored_weights()->Path: # A .safetensors file
 
 def _size_of(path):
     "Pixels along a side of the pictures that weights were trained on"
-    if path.suffix=='.pt': return read_checkpoint(path)['recipe']['data']['image_size']
-    notes = read_weights(path)[1]
-    size = json.loads(notes.get('about', notes.get('facts', '{}'))).get('image_size')
-    if not size: raise DataError(path, 'does not say how large its pictures are', 'Write it with save_shadow, or with save_net(…, image_size=64).')
-    return int(size)
+    with described(path):
+        if path.suffix=='.pt': size = read_checkpoint(path)['recipe']['data'].get('image_size')
+        else: size = json.loads((notes := read_weights(path)[1]).get('about', notes.get('facts', '{}'))).get('image_size')
+    if type(size) is not int or not 0<size<=4096: raise DataError(path, 'does not say how large its pictures are', 'Write it with save_shadow, or with save_net(…, image_size=64).')
+    return size
 
 # %% ../../nbs/shadow/50_cast.ipynb #5f68824d
 def load_caster(
@@ -80,7 +81,8 @@ def load_caster(
 # %% ../../nbs/shadow/50_cast.ipynb #e05c9024
 def _open(path):
     try:
-        with Image.open(path) as im: return ImageOps.exif_transpose(im)
+        with plain_image(path) as im: return ImageOps.exif_transpose(im)
+    except DataError: raise
     except FileNotFoundError: raise DataError(path, 'does not exist', f'In its folder there is: {list_some(Path(path).parent)}.') from None
     except Image.DecompressionBombError as e: raise DataError(path, f'is too large ({e})', 'Make it smaller.') from None
     except Exception as e: raise DataError(path, f'is damaged or no picture ({e})', 'Get the file again from its source.') from e

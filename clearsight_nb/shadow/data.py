@@ -8,7 +8,7 @@ __all__ = ['read_light', 'open_png', 'grey_pixels', 'object_pixels', 'read_trio'
            'fit_square', 'as_sample', 'ShadowSet', 'show_shadows', 'flip', 'random_flip']
 
 # %% ../../nbs/shadow/03_data.ipynb #ac193368
-import difflib,hashlib,io,json
+import difflib,hashlib,json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from PIL import Image,UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 from ..core.files import DataError,DataReport,list_images,list_some,match_files,show_name
+from ..core.plain import plain_image
 from .render import RANGES
 
 # %% ../../nbs/shadow/03_data.ipynb #41774da2
@@ -66,9 +67,10 @@ def open_png(
         raise DataError(name, f'is not a PNG but {kind}, whatever its name says', 'Save it as PNG from the original; a conversion keeps the damage.')
     if not _has_end(data): raise DataError(name, 'is cut short or damaged (its end is missing)', _again)
     try:
-        with Image.open(io.BytesIO(data), formats=['PNG']) as im:
+        with plain_image(name, data, ['PNG']) as im:
             im.load()
             return im
+    except DataError: raise
     except Image.DecompressionBombError as e: raise DataError(name, f'is too large ({e})', 'Make it smaller.') from None
     except UnidentifiedImageError: raise DataError(name, 'is damaged (its header cannot be read)', _again) from None
     except Exception as e: raise DataError(name, f'is cut short or damaged ({e})', _again) from e

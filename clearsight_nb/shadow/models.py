@@ -14,6 +14,8 @@ import torch,torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor,nn
 from ..core.files import DataError,atomic_write
+from ..core.plain import network_for
+from ..core.training import read_weights
 from .light import LightEncoder
 from .render import RANGES
 
@@ -227,8 +229,10 @@ def net_facts(
     if not Path(file).is_file(): raise DataError(file, 'there is no such file', 'Give a file that save_net has written.')
     try:
         with safe_open(file, 'pt') as f: notes = f.metadata() or {}
-        return json.loads(notes['settings']),json.loads(notes['facts'])
-    except (SafetensorError, KeyError, ValueError) as e:
+        settings,facts = json.loads(notes['settings']),json.loads(notes['facts'])
+        if not isinstance(settings, dict) or not isinstance(facts, dict) or 'light' not in settings: raise ValueError('other notes')
+        return settings,facts
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as e:
         raise DataError(file, f'is not a file of shadow weights ({type(e).__name__})', 'Give a file that save_net has written, or copy it again.') from e
 
 # %% ../../nbs/shadow/20_models.ipynb #82a24101
@@ -237,16 +241,11 @@ def load_net(
     light:str|None=None, # Light encoding that it must have; None: any
 )->ShadowNet: # In evaluation mode, float32, on the CPU
     "Make a network again from a file; `DataError` for weights of another light encoding or shape."
-    from safetensors.torch import load_file
     settings,_ = net_facts(file)
     if light and settings['light']!=light:
         raise DataError(file, f"was made for the light encoding {settings['light']!r}, not {light!r}", f"Ask for light={settings['light']!r}, or train again.")
-    try:
-        net = shadow_net(settings)
-        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k,v in load_file(file).items()})
-    except (RuntimeError, TypeError, ValueError) as e:
-        raise DataError(file, f'does not fit its own settings ({str(e).splitlines()[-1].strip()})', 'It was written by another version, or changed; train again.') from e
-    return net.eval()
+    weights = {k: v.float() if v.is_floating_point() else v for k,v in read_weights(file)[0].items()}
+    return network_for(file, lambda: shadow_net(settings), weights, 'It was written by another version, or changed; train again.').eval()
 
 # %% ../../nbs/shadow/20_models.ipynb #5a9e0c13
 @patch

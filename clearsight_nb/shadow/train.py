@@ -20,6 +20,7 @@ from ..core.checkpoints import Checkpointer,_link,checkpoint_weights,read_checkp
 from ..core.diffusion import Denoiser,Flow
 from ..core.env import detect_env
 from ..core.files import DataError,atomic_write,in_turn
+from ..core.plain import described,network_for
 from ..core.metrics import sum_ranks
 from ..core.objectives import DiffusionObjective
 from ..core.recipe import recipe_hash
@@ -253,13 +254,14 @@ def load_shadow(
     if isinstance(source, nn.Module): return source
     if hasattr(source, 'run_dir'): return get_model(source.model).eval()
     p = Path(source)
-    if p.suffix=='.pt': return _from_parts(p, *_checkpoint_parts(p), light)
+    if p.suffix=='.pt':
+        with described(p): return _from_parts(p, *_checkpoint_parts(p), light)
     if not p.is_dir() and _is_small(p):
         net = load_net(p, light)
         net.objective = net_facts(p)[1].get('objective', 'flow')
         return net
     weights,notes = read_weights(p)
-    return _from_parts(p, weights, json.loads(notes.get('about', '{}')), light)
+    with described(p): return _from_parts(p, weights, json.loads(notes.get('about', '{}')), light)
 
 def _is_small(p): # written by `save_net`, not by the core
     from safetensors import SafetensorError,safe_open
@@ -279,9 +281,7 @@ def _from_parts(p, weights, about, light):
     if 'settings' not in about: raise DataError(p, 'does not say what network it is of', 'Give a file or a run of clearsight_nb.shadow.')
     if light and about['settings']['light']!=light:
         raise DataError(p, f"was made for the light encoding {about['settings']['light']!r}, not {light!r}", f"Ask for light={about['settings']['light']!r}, or train again.")
-    net = shadow_net(about['settings'])
-    try: net.load_state_dict(weights)
-    except RuntimeError as e: raise DataError(p, f'does not fit its own settings ({str(e).splitlines()[-1].strip()})', 'It was written by another version, or changed; train again.') from e
+    net = network_for(p, lambda: shadow_net(about['settings']), weights)
     net.objective = about['objective']
     return net.eval()
 

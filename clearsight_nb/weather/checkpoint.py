@@ -7,16 +7,16 @@ __all__ = ['KEY_TABLE', 'key_map', 'weatherdiff_shapes', 'convert_weights', 'rea
            'load_weatherdiff', 'weatherdiff_config', 'save_weatherdiff']
 
 # %% ../../nbs/weather/21_checkpoint.ipynb #920dd340
-import argparse,re,zipfile
+import argparse,re
 from contextlib import contextmanager
 from dataclasses import dataclass,replace
 from itertools import product
 from pathlib import Path
 import torch
-from fastai.callback.hook import total_params
 from torch import Tensor
 from ..core.files import DataError,atomic_write,list_some
-from .model import WEATHER_NETS,WeatherNet,net_of,weather_net,weather_unet
+from ..core.plain import plain_torch
+from .model import WEATHER_NETS,WeatherNet,count_parameters,net_of,weather_net,weather_unet
 
 # %% ../../nbs/weather/21_checkpoint.ipynb #8875e45d
 _RES = dict(norm1='norm1', conv1='conv1', temb_proj='time_emb_proj', norm2='norm2', conv2='conv2', nin_shortcut='conv_shortcut')
@@ -93,30 +93,14 @@ def _only(*classes):
 
 _AGAIN = 'Download or copy it again and compare its size with the original.'
 
-def _check_file(path):
-    if path.is_dir(): raise DataError(path, 'is a folder, a file is needed', f'In it there is: {list_some(path)}.')
-    if not path.is_file(): raise DataError(path, 'does not exist', f'In its folder there is: {list_some(path.parent)}.')
-    if not path.stat().st_size: raise DataError(path, 'is empty', _AGAIN)
-    if not zipfile.is_zipfile(path): return False # the form before torch 1.6; or cut short, which torch will find
-    with zipfile.ZipFile(path) as z:
-        if bad := z.testzip(): raise DataError(path, f'is damaged at {bad}', _AGAIN)
-    return True
-
 # %% ../../nbs/weather/21_checkpoint.ipynb #8808c924
 def read_weatherdiff(
     path:str|Path, # A `.pth.tar` file
 )->dict: # The entries as they are in the file, tensors on the CPU and mapped from the file
     "Read a checkpoint of WeatherDiffusion without running anything in it; `DataError` if it is none."
     path = Path(path)
-    try:
-        is_zip = _check_file(path)
-        with _only(argparse.Namespace): d = torch.load(path, map_location='cpu', weights_only=True, mmap=is_zip or None)
-    except DataError: raise
-    except Exception as e: # torch and zipfile raise many kinds
-        if m := re.search(r'GLOBAL (\S+)', str(e)):
-            raise DataError(path, f'asks for {m[1]} while it is read; that was refused and nothing was run',
-                'A checkpoint of WeatherDiffusion needs no such thing: do not trust the file, take it from its publisher.') from e
-        raise DataError(path, f'is damaged, cut short or no file of torch ({type(e).__name__})', _AGAIN) from e
+    if path.is_dir(): raise DataError(path, 'is a folder, a file is needed', f'In it there is: {list_some(path)}.')
+    with _only(argparse.Namespace): d = plain_torch(path, _AGAIN, mmap=True)
     no,mend = 'is no checkpoint of WeatherDiffusion','Give WeatherDiff64.pth.tar, WeatherDiff128.pth.tar or a file of save_weatherdiff.'
     if not isinstance(d, dict): raise DataError(path, f'{no} but a {type(d).__name__}', mend)
     for k,kind in dict(state_dict=dict, step=int, epoch=int).items():
@@ -208,7 +192,7 @@ class WeatherCheckpoint:
     def __repr__(self):
         kind = dict(ema='averaged (EMA)', raw='raw')[self.weights]
         parts = [_called(self.net), f'{kind} weights', f'step {self.step:,}', f'epoch {self.epoch:,}']
-        parts += [f'{total_params(self.unet)[0]:,} parameters', 'with optimizer' if self.optimizer else 'without optimizer']
+        parts += [f'{count_parameters(self.unet):,} parameters', 'with optimizer' if self.optimizer else 'without optimizer']
         return ', '.join(parts)
 
 def _pick(path, d, weights):

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path,PurePosixPath
 import numpy as np
 from ..core.files import DataError,DataReport,list_images,list_some,safe_path,show_name
+from ..core.plain import plain_image
 
 # %% ../../nbs/weather/00_data.ipynb #49fab5be
 def _to_rgb(im):
@@ -44,10 +45,11 @@ def open_image(
     if not path.is_file(): raise DataError(path, 'does not exist', f'In its folder there is: {list_some(path.parent)}.')
     if not path.stat().st_size: raise DataError(path, 'is empty (0 bytes)', mend)
     try:
-        with Image.open(path) as im:
+        with plain_image(path) as im:
             if not deep: return _header(im)
             im.load()
             return ImageOps.exif_transpose(im)
+    except DataError: raise
     except UnidentifiedImageError: raise DataError(path, 'is not an image that can be read', mend) from None
     except Image.DecompressionBombError as e:
         raise DataError(path, f'is too large ({e})', 'Cut it into smaller images.') from None

@@ -11,6 +11,7 @@ from collections import namedtuple
 from copy import deepcopy
 from pathlib import Path
 from ..core.files import DataError,DataReport,atomic_write,list_images,list_some,safe_path,show_name
+from ..core.recipe import read_yaml
 from .data import check_pairs,read_filelist
 
 # %% ../../nbs/weather/02_lists.ipynb #21271f2b
@@ -75,13 +76,10 @@ def published_config(
     name:str='new_allweather', # Name of a packaged configuration, or a path of a YAML file
 )->dict: # Nested dicts, as the file holds them
     "Read a published configuration; `DataError` if it is not there or not one."
-    import yaml
     path = Path(name) if str(name).endswith(('.yml', '.yaml')) else safe_path(_published(), f'{name}.yml')
     if not path.is_file(): raise DataError(path.name, 'does not exist', f'There is: {list_some(path.parent)}.')
-    try: config = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise DataError(path.name, f'is not YAML ({e})', 'Get it again.') from e
-    if not isinstance(config, dict) or not all(isinstance(config.get(k), dict) for k in ('data', 'training')):
+    config = read_yaml(path)
+    if not all(isinstance(config.get(k), dict) for k in ('data', 'training')):
         raise DataError(path.name, "is no training configuration: 'data' and 'training' are missing",
             'Give one such as new_allweather.yml.')
     return config

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..core.diffusion import VP, Denoiser, concat_cond
 
 from ..core.files import DataError, atomic_write, list_images
+from ..core.plain import described, network_for
 from ..core.sampling import SAMPLERS, spaced, start
 from ..core.training import read_weights
 from ..core.wrappers import patch_count, patchwise
@@ -81,11 +82,11 @@ class Restorer:
     @property
     def device(self): return next(self.denoiser.parameters()).device
 
-def _from_recipe(recipe, weights, name):
-    unet = weather_unet(net := recipe_net(recipe.model))
-    d,module = recipe.diffusion,conditioned(unet, recipe.diffusion)
-    module.load_state_dict(weights)
-    return Restorer(Denoiser(module, VP(d.schedule), d.predicts), net.image_size, recipe.restore, name)
+def _from_recipe(path, recipe, weights):
+    d,net = recipe.diffusion,recipe_net(recipe.model)
+    module = network_for(path, lambda: conditioned(weather_unet(net), d), weights)
+    find_preset(recipe.restore)
+    return Restorer(Denoiser(module, VP(d.schedule), d.predicts), net.image_size, recipe.restore, path.name)
 
 def _from_file(path):
     if path.name.endswith(('.tar', '.pth')):
@@ -93,7 +94,7 @@ def _from_file(path):
         return Restorer(Denoiser(concat_cond(unet), VP(), 'epsilon'), net_of(unet).image_size, 'balanced', path.name)
     weights,about = read_weights(path)
     if about.get('task')!='weather': raise DataError(path, f"holds weights of {about.get('task', 'an unknown task')}", 'Give a weather run.')
-    return _from_recipe(OmegaConf.create(json.loads(about['recipe'])), weights, path.name)
+    with described(path): return _from_recipe(path, OmegaConf.create(json.loads(about['recipe'])), weights)
 
 # %% ../../nbs/weather/40_restore.ipynb #b1ce8ff9
 def load_restorer(
