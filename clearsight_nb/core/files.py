@@ -119,8 +119,13 @@ def safe_path(
     if text.startswith('/'): raise no('is an absolute path')
     if '..' in Path(text).parts: raise no('goes up with ".."')
     path = Path(root)/text
-    try: inside = path.resolve().is_relative_to(Path(root).resolve())
-    except (OSError, RuntimeError): raise no('goes through a link that leads to itself') from None
+    try:
+        inside = path.resolve().is_relative_to(Path(root).resolve())
+        path.exists()
+    except OSError as e:
+        if e.errno==errno.ENAMETOOLONG: raise no('is too long a name') from None
+        raise no('cannot be looked at') if e.errno!=errno.ELOOP else no('goes through a link that leads to itself') from None
+    except RuntimeError: raise no('goes through a link that leads to itself') from None
     if not inside: raise no('goes through a link that leaves the folder')
     return path
 

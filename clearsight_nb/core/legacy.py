@@ -61,7 +61,7 @@ def published_overrides(
     flat = dict(_flat(config))
     text = lambda v: str(v).replace(' ', '') if isinstance(v, list) else v
     overrides = [f'{new}={text(flat[old])}' for old,new in PUBLISHED.items() if flat.get(old) is not None]
-    folders = [Path(flat[k]) for k in ('data.train_data_dir', 'data.val_data_dir') if flat.get(k)]
+    folders = [Path(flat[k]) for k in ('data.train_data_dir', 'data.val_data_dir') if flat.get(k) and isinstance(flat[k], str)]
     return overrides,(str(folders[0].parent) if folders and len({f.parent for f in folders})==1 else None)
 
 def known_config(

@@ -10,7 +10,7 @@ __all__ = ['SMALL', 'RATIO', 'IMAGE_FORMATS', 'check_declared', 'plain_image', '
 import io,math,re,zipfile
 from contextlib import contextmanager
 from pathlib import Path
-from .files import DataError,list_some
+from .files import DataError,list_some,show_name
 
 # %% ../../nbs/core/02_plain.ipynb #b33d5e9c
 SMALL,RATIO = 2**26,200 # bytes that any file may declare; times its own size, above that
@@ -88,9 +88,11 @@ def plain_arrays(
     if not path.is_file(): raise DataError(path, 'does not exist', f'In its folder there is: {list_some(path.parent)}.')
     try:
         check_zip(path)
-        with np.load(path, allow_pickle=False) as f: return {k: f[k] for k in f.files}
+        with np.load(path, allow_pickle=False) as f: out = {k: f[k] for k in f.files}
     except DataError: raise
     except Exception as e: raise DataError(path, f'is no .npz file, is damaged, or needs pickle ({_why(e)})', mend) from e
+    if odd := [k for k,v in out.items() if not isinstance(v, np.ndarray)]: raise DataError(path, f'is no .npz file: its member {show_name(odd[0])} is no array', mend)
+    return out
 
 # %% ../../nbs/core/02_plain.ipynb #5e464d69
 def plain_torch(

@@ -227,7 +227,7 @@ class RowWriter:
     def check(self, path):
         "OSError unless the file holds what was written"
         crc = 0
-        with _quiet(), need_rasterio().open(path) as f:
+        with _quiet(), open_geotiff(path) as f:
             for y in range(0, f.height, self.block):
                 x = f.read(window=((y, min(y+self.block, f.height)), (0, f.width)))
                 crc = zlib.crc32(x.tobytes(), crc)

@@ -183,7 +183,9 @@ def by_tifffile(file):
 def by_pillow(file):
     "Pixels of a TIFF"
     from PIL import Image
-    with Image.open(file, formats=('TIFF',)) as im: return np.array(im)
+    with Image.open(file, formats=('TIFF',)) as im:
+        if 2*im.width*im.height > max(2**26, 200*os.path.getsize(file)): raise ValueError(f'the header declares {im.size}, far more than the file holds')
+        return np.array(im)
 
 def read_band(file):
     "Pixels (h, w) of a single-band TIFF"

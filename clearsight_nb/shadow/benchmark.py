@@ -91,7 +91,8 @@ class BenchmarkSet(Dataset):
     ):
         self.name,self.image_size,groups = name,image_size,{}
         for member,at in index.items():
-            track,number,part = parse_member(member)
+            try: track,number,part = parse_member(member)
+            except DataError as e: raise DataError(f'{name}: {show_name(member)}', e.fault, e.mend) from None
             group = groups.setdefault((track, int(number)), {})
             if part in group: raise DataError(f'{name}: {member}', f'is the second {part} of its sample', 'Keep one of them.')
             group[part] = (member, at)

@@ -261,6 +261,7 @@ def load_shadow(
         net.objective = net_facts(p)[1].get('objective', 'flow')
         return net
     weights,notes = read_weights(p)
+    p = p/'weights.safetensors' if p.is_dir() else p
     with described(p): return _from_parts(p, weights, json.loads(notes.get('about', '{}')), light)
 
 def _is_small(p): # written by `save_net`, not by the core

@@ -229,7 +229,8 @@ def _checkpoint(d):
     from clearsight_nb.shadow.models import shadow_net
     from omegaconf import OmegaConf
     net,r = shadow_net('tiny', seed=0, widths=(8, 16), attention=0),_shadow_recipe()
-    torch.save(plain(dict(format=FORMAT, step=3, recipe=OmegaConf.to_container(r, resolve=True), model=net.state_dict(), cbs={}, trackers={}, opt={}, grads=[])), d/'latest.pt')
+    ck = dict(format=FORMAT, step=3, recipe=OmegaConf.to_container(r, resolve=True), model=net.state_dict(), cbs={}, trackers={}, opt={}, grads=[])
+    torch.save(plain(ck), d/'latest.pt')
 @reader('latest.pt', make=_checkpoint, exact=True)
 def checkpoint(d):
     from clearsight_nb.core.checkpoints import checkpoint_weights, read_checkpoint
@@ -460,7 +461,8 @@ def tile_store_sums(d):
     return s.verify().ok
 
 def _lists(d):
-    for s in ('train', 'val', 'test'): (d/f'Sony_{s}_list.txt').write_text(''.join(f'./Sony/short/{i:05}_00_0.1s.ARW ./Sony/long/{i:05}_00_10s.ARW ISO200 F8\n' for i in {'train': (1, 2), 'val': (3,), 'test': (4,)}[s]))
+    line = './Sony/short/{0}_00_0.1s.ARW ./Sony/long/{0}_00_10s.ARW ISO200 F8\n'.format
+    for split,scenes in dict(train=(1, 2), val=(3,), test=(4,)).items(): (d/f'Sony_{split}_list.txt').write_text(''.join(line(f'{i:05}') for i in scenes))
 @structured('Sony_*_list.txt', how='list', make=_lists)
 def split_lists(d):
     from clearsight_nb.lowlight.tiles import read_split_lists

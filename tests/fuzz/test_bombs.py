@@ -62,16 +62,18 @@ def test_png(kind, tmp_path):
 def _tiff(path, w, h, data, compression):
     "A TIFF of one strip whose header says w×h"
     tags = [(256, 4, w), (257, 4, h), (258, 3, 16), (259, 3, compression), (262, 3, 1), (273, 4, 8+2+12*9+4), (277, 3, 1), (278, 4, h), (279, 4, len(data))]
-    head = b'II*\0' + struct.pack('<I', 8) + struct.pack('<H', 9) + b''.join(struct.pack('<HHI', t, k, 1) + (struct.pack('<I', v) if k==4 else struct.pack('<HH', v, 0)) for t,k,v in tags) + bytes(4)
-    path.write_bytes(head + data)
+    entries = b''.join(struct.pack('<HHII', *t[:2], 1, t[2]) for t in tags) # little endian, so a short is a long with zeros behind it
+    path.write_bytes(b'II*\0' + struct.pack('<IH', 8, 9) + entries + bytes(4) + data)
 
-@pytest.mark.parametrize('case', [(100_000, 100_000, b'\0'*64, 1), (20_000, 20_000, b'\0'*4096, 8), (11_000, 11_000, None, 8), (2**31, 2, b'\0'*64, 1), (60_000, 60_000, b'\0'*64, 5)], ids=['short', 'half', 'zeros', 'wide', 'lzw'])
+TIFFS = dict(short=(100_000, 100_000, b'\0'*64, 1), half=(20_000, 20_000, b'\0'*4096, 8), zeros=(11_000, 11_000, None, 8), wide=(2**31, 2, b'\0'*64, 1), 
+    lzw=(60_000, 60_000, b'\0'*64, 5))
+@pytest.mark.parametrize('case', TIFFS)
 def test_tiff(case, tmp_path):
     from clearsight_nb.core.rasters import RasterBands
     from clearsight_nb.glacier.data import read_tif
     from clearsight_nb.glacier.submission import read_band
     from clearsight_nb.weather.data import read_rgb
-    w,h,data,compression = case
+    w,h,data,compression = TIFFS[case]
     _tiff(file := tmp_path/'bomb.tif', w, h, _zeros(2*w*h) if data is None else data, compression)
     def raster():
         with RasterBands(file, ['a']) as s: return s.rows(0, min(512, s.shape[0]))
@@ -164,7 +166,8 @@ def test_tar(tmp_path):
         info = tarfile.TarInfo(name)
         info.type,info.size = kind,size or 0
         return info
-    heads = dict(huge=member(2**60), sparse=member(2**50, tarfile.GNUTYPE_SPARSE), longname=member(2**40, tarfile.GNUTYPE_LONGNAME), pax=member(2**40, tarfile.XHDTYPE))
+    heads = dict(huge=member(2**60), sparse=member(2**50, tarfile.GNUTYPE_SPARSE), longname=member(2**40, tarfile.GNUTYPE_LONGNAME),
+        pax=member(2**40, tarfile.XHDTYPE))
     for name,info in heads.items():
         (file := tmp_path/f'{name}.tar').write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
         said,grown = in_child(lambda: check_benchmark(file))

@@ -102,7 +102,7 @@ def test_damaged_files(r, tmp_path):
             file,damage = rand.choice(files),rand.choice(mutations.BYTES)
             case(file, damage(blobs[file], rand), f'{r.name}, case {i}, {damage.__name__} of {file.name}')
     else:
-        @settings(max_examples=n, deadline=None, database=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck), print_blob=False)
+        @settings(max_examples=n, deadline=None, database=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
         @given(st.data())
         def some(data):
             file = data.draw(st.sampled_from(files))

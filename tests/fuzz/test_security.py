@@ -1,6 +1,5 @@
 "Nothing in a file runs, no path in a file leads out of its folder, and the package holds no call that could let it."
-import ast, io, json, os, pickle, tarfile, zipfile
-from pathlib import Path
+import ast, importlib, io, json, os, pickle, tarfile, zipfile
 import numpy as np, pytest, torch
 from conftest import ROOT
 from clearsight_nb.core.files import DataError
@@ -37,19 +36,16 @@ WRITERS = dict(torch=_torch_zip, torch_old=_torch_old, pickle=_pickle, npy=_npy,
 
 def _readers():
     "Every reader of weights, arrays, pictures and settings, by the endings of its files"
-    from clearsight_nb.core import checkpoints, legacy, pictures, plain, recipe, store, training, verbs
-    from clearsight_nb.derain import data as rain, derain
-    from clearsight_nb.glacier import crossval, data as ice, ensemble, hkh, model, predict, transfer
-    from clearsight_nb.lowlight import enhance, prior, raw, sensor, tiles
-    from clearsight_nb.shadow import benchmark, cast, evaluate, models, train
-    from clearsight_nb.weather import checkpoint, data as weather, lists, restore
-    cal = sensor.SAMPLE_CAMERA
-    weights = [plain.plain_torch, checkpoints.read_checkpoint, training.read_weights, transfer.load_weights, ensemble.unpack_ensemble, tiles.read_tile, lambda f: enhance.read_exposure(f, cal),
-        prior.load_prior, checkpoint.read_weatherdiff, checkpoint.load_weatherdiff, restore.load_restorer, derain.load_derainer, cast.load_caster, train.load_shadow, models.load_net, models.net_facts,
-        lambda f: model.encoder_weights(torch.nn.Conv2d(3, 2, 1), f), predict.Predictor.of]
-    arrays = [plain.plain_array, plain.plain_arrays, rain.read_npz, lambda f: crossval._load_array(f, np.float16, 3)]
-    pixels = [weather.read_rgb, rain.read_photo, pictures.open_picture, cast.read_cutout, ice.read_tif, benchmark.read_benchmark, raw.read_raw]
-    settings = [recipe.read_recipe, lambda f: recipe.load_recipe('weather', f), lists.published_config, lambda f: legacy.known_config('weather', str(f)), rain.read_pairs]
+    def get(names): return [getattr(importlib.import_module(f'clearsight_nb.{n.rpartition(".")[0]}'), n.rpartition('.')[2]) for n in names.split()]
+    weights = get('core.plain.plain_torch core.checkpoints.read_checkpoint core.training.read_weights glacier.transfer.load_weights glacier.ensemble.unpack_ensemble lowlight.tiles.read_tile '
+        'lowlight.prior.load_prior weather.checkpoint.read_weatherdiff weather.checkpoint.load_weatherdiff weather.restore.load_restorer derain.derain.load_derainer '
+        'shadow.cast.load_caster shadow.train.load_shadow shadow.models.load_net shadow.models.net_facts')
+    encoder,predictor,exposure,camera,array = get('glacier.model.encoder_weights glacier.predict.Predictor lowlight.enhance.read_exposure lowlight.sensor.SAMPLE_CAMERA glacier.crossval._load_array')
+    weights += [predictor.of, lambda f: encoder(torch.nn.Conv2d(3, 2, 1), f), lambda f: exposure(f, camera)]
+    arrays = get('core.plain.plain_array core.plain.plain_arrays derain.data.read_npz') + [lambda f: array(f, np.float16, 3)]
+    pixels = get('weather.data.read_rgb derain.data.read_photo core.pictures.open_picture shadow.cast.read_cutout glacier.data.read_tif shadow.benchmark.read_benchmark lowlight.raw.read_raw')
+    preset,legacy = get('core.recipe.load_recipe core.legacy.known_config')
+    settings = get('core.recipe.read_recipe weather.lists.published_config derain.data.read_pairs') + [lambda f: preset('weather', f), lambda f: legacy('weather', str(f))]
     return {'.pt': weights, '.pth': weights, '.pth.tar': weights, '.pkl': weights+arrays, '.safetensors': weights, '.npz': arrays+weights, '.npy': arrays+weights, '.yaml': settings, '.yml': settings,
         '.png': pixels, '.tif': pixels, '.tar': pixels, '.dng': pixels}
 
@@ -189,6 +185,7 @@ def called(node):
     "Dotted name of what is called, such as torch.load"
     parts,f = [],node.func
     while isinstance(f, ast.Attribute): parts,f = [f.attr, *parts],f.value
+    if isinstance(f, ast.Call) and called(f)=='need_rasterio': return '.'.join(['rasterio', *parts])
     return '.'.join([f.id if isinstance(f, ast.Name) else '?', *parts])
 
 def keyword(node, name): return next((k.value.value for k in node.keywords if k.arg==name and isinstance(k.value, ast.Constant)), None)
