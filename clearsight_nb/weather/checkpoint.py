@@ -13,10 +13,11 @@ from dataclasses import dataclass,replace
 from itertools import product
 from pathlib import Path
 import torch
+from fastai.callback.hook import total_params
 from torch import Tensor
 from ..core.files import DataError,atomic_write,list_some
 from ..core.plain import plain_torch
-from .model import WEATHER_NETS,WeatherNet,count_parameters,net_of,weather_net,weather_unet
+from .model import WEATHER_NETS,WeatherNet,net_of,weather_net,weather_unet
 
 # %% ../../nbs/weather/21_checkpoint.ipynb #8875e45d
 _RES = dict(norm1='norm1', conv1='conv1', temb_proj='time_emb_proj', norm2='norm2', conv2='conv2', nin_shortcut='conv_shortcut')
@@ -192,7 +193,7 @@ class WeatherCheckpoint:
     def __repr__(self):
         kind = dict(ema='averaged (EMA)', raw='raw')[self.weights]
         parts = [_called(self.net), f'{kind} weights', f'step {self.step:,}', f'epoch {self.epoch:,}']
-        parts += [f'{count_parameters(self.unet):,} parameters', 'with optimizer' if self.optimizer else 'without optimizer']
+        parts += [f'{total_params(self.unet)[0]:,} parameters', 'with optimizer' if self.optimizer else 'without optimizer']
         return ', '.join(parts)
 
 def _pick(path, d, weights):
