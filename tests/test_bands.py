@@ -1,5 +1,5 @@
 "Bands and store where a notebook cannot show them: killed writers, worker processes, hostile indexes, odd dtypes."
-import json, random, signal, subprocess, sys
+import json, random
 import numpy as np, pytest, torch
 from clearsight_nb.core.files import DataError
 from clearsight_nb.core.store import BandStore
@@ -51,13 +51,12 @@ def slow():
 BandStore.create(sys.argv[1], slow(), ['blue','green','red'], progress=False)
 '''
 
-def test_killed_writer_leaves_the_old_store_and_its_rubbish_is_swept(tmp_path):
+def test_killed_writer_leaves_the_old_store_and_its_rubbish_is_swept(python, tmp_path):
     make(tmp_path)
-    p = subprocess.Popen([sys.executable, '-c', KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert p.stdout.readline() == 'writing\n'
-    p.send_signal(signal.SIGKILL)
-    p.wait()
-    p.stdout.close()
+    p = python(KILLED, tmp_path)
+    assert p.out.readline() == 'writing\n'
+    p.kill()
+    p.join()
     assert len(list(tmp_path.iterdir())) > 3, 'the killed writer left something to sweep'
     assert (BandStore.open(tmp_path).crop(0) == next(tiles())[1]).all()
     assert (make(tmp_path, seed=5).crop(0) == next(tiles(seed=5))[1]).all()

@@ -3,6 +3,7 @@ import csv, io, os, random, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
+from conftest import light
 from clearsight_nb.core.files import DataError
 from clearsight_nb.core.photos import RAIN_LEVELS, add_rain, load_photo, photo_names
 from clearsight_nb.derain.data import (COLUMNS, NPZ_COLUMNS, RainPair, check_derain, derain_csv, derain_pairs, mag_and_phase, photo_of, read_npz,
@@ -195,9 +196,7 @@ def test_sample_is_the_same_in_another_process_and_survives_a_kill(tmp_path):
     code = f'import sys; from clearsight_nb.derain.sample import derain_sample; derain_sample(sys.argv[1], **{kw})'
     die = 'import os, clearsight_nb.derain.sample as s; write,n = s.atomic_write,[0]\n' \
           'def fail(*a):\n    n[0] += 1\n    if n[0]==6: os._exit(9)\n    return write(*a)\ns.atomic_write = fail\n'
-    light = "import sys, types; m = types.ModuleType('clearsight_nb.derain'); import clearsight_nb; m.__path__ = [clearsight_nb.__path__[0] + '/derain']; " \
-            "sys.modules['clearsight_nb.derain'] = m\n" # without fastai, which this does not need
-    run = lambda code: subprocess.run([sys.executable, '-c', light + code, str(tmp_path/'b')], env=os.environ | dict(PYTHONWARNINGS='ignore')).returncode
+    run = lambda code: subprocess.run([sys.executable, '-c', light('derain') + code, str(tmp_path/'b')], env=os.environ | dict(PYTHONWARNINGS='ignore')).returncode
     assert run(die + code)==9 and files(tmp_path/'b').keys() < here.keys()
     assert run(code)==0 and files(tmp_path/'b')==here
 

@@ -2,12 +2,13 @@
 import json,os,signal,subprocess,sys,time
 from pathlib import Path
 import numpy as np, pytest, tifffile
+from conftest import light
 from clearsight_nb.core.files import DataError
 from clearsight_nb.glacier.sample import glacier_sample,glacier_scene
 
 SMALL = dict(tiles=4, size=64, seed=3)
 def contents(root): return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(Path(root).rglob('*')) if p.is_file()}
-def start(dest, **env): return subprocess.Popen([sys.executable, '-c', f'from clearsight_nb.glacier.sample import glacier_sample\n'
+def start(dest, **env): return subprocess.Popen([sys.executable, '-c', light('glacier') + 'from clearsight_nb.glacier.sample import glacier_sample\n'
     f'glacier_sample({str(dest)!r}, **{SMALL!r})'], env=dict(os.environ, **env))
 
 def test_other_process_same_bytes(tmp_path):

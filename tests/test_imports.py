@@ -3,7 +3,7 @@ import ast
 from functools import lru_cache
 from graphlib import TopologicalSorter
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run
 from test_notebooks import PAGES
 
 PACKAGE = ROOT/'clearsight_nb'
@@ -45,3 +45,15 @@ def test_downwards_only(): assert not (up := [*upward(graph())]), up
 @pytest.mark.parametrize('module,line', [('core.files', 'from clearsight_nb.weather.data import read_rgb'), ('weather.data', 'import clearsight_nb.derain.data'),
     ('weather.data', 'def f():\n from . import train'), ('weather.data', 'from .train import weather_learner'), ('core.files', 'from ..glacier import data')])
 def test_upward_arrows_are_seen(module, line): assert [*upward({module: [*imports(line, module)]})]
+
+def test_heavy_libraries_wait_until_they_are_used(newest, tmp_path):
+    "In an environment without extras: importing all tasks loads none of these beside what fastai loads"
+    run([newest, '-W', 'ignore', '-c', '''
+import importlib, importlib.util, sys, fastai.vision.all
+before = {*sys.modules}
+for t in ('glacier', 'weather', 'lowlight', 'derain', 'shadow'): importlib.import_module(f'clearsight_nb.{t}')
+loaded = {m.partition('.')[0] for m in {*sys.modules} - before}
+heavy = {'diffusers', 'segmentation_models_pytorch', 'transformers', 'torchmetrics', 'skimage', 'tifffile', 'imagecodecs', 'accelerate', 'ipywidgets', 'nbclient'}
+assert not heavy & loaded, f'loaded before they are used: {sorted(heavy & loaded)}'
+assert not (there := [m for m in ('rasterio', 'rawpy', 'deepinv') if importlib.util.find_spec(m)]), f'{there}: extras that this environment should lack'
+'''], cwd=tmp_path)

@@ -174,6 +174,23 @@ def test_install_cell(upload, newest, tmp_path):
     package = Path(said.cells[1].outputs[0].text.strip())
     assert package.is_relative_to(kaggle.python) and (package.parent/'recipes/glacier/demo.yaml').exists()
 
+EVERY = '''import importlib, pkgutil, fastai, fastcore, clearsight_nb
+names = [m.name for m in pkgutil.walk_packages(clearsight_nb.__path__, 'clearsight_nb.') if not m.name.endswith('_modidx')]
+for n in names: importlib.import_module(n)
+from clearsight_nb.glacier import *
+print('found', clearsight_nb.__file__, len(names), fastai.__version__, fastcore.__version__)'''
+
+def test_every_module_imports(upload, warm_python, tmp_path):
+    "The wheel holds all modules, and they work on the newest fastai line."
+    kaggle = Kaggle(warm_python[0], tmp_path/'kaggle', warm_python[1])
+    kaggle.attach(shutil.copytree(upload/'wheels', tmp_path/'wheels'), 'input/datasets/ann/clearsight-wheels')
+    nbformat.write(new_notebook(cells=[new_code_cell(INSTALL), new_code_cell(EVERY)]), notebook := tmp_path/'every.ipynb')
+    file,n,*versions = re.search(r'found (\S+) (\d+) (\S+) (\S+)', kaggle.run(notebook)).groups()
+    assert Path(file).is_relative_to(kaggle.python)
+    assert int(n)==len([p for p in (ROOT/'clearsight_nb').rglob('*.py') if p.name!='_modidx.py']) - 1 # all but the package itself
+    fastai,fastcore = ([int(o) for o in v.split('.')[:3]] for v in versions)
+    assert fastai>=[2, 8, 9] and fastcore[0]>=2, versions
+
 def test_two_gpus_train_in_two_processes(tmp_path, monkeypatch):
     "The earlier run is fetched, the recipe lies where the processes look for it, and `clearsight` understands the command."
     from clearsight_nb.core.cli import command_parser, train_task

@@ -1,6 +1,5 @@
 'What nbs/core/10_metrics.ipynb cannot show: two processes, GPU, odd inputs, brute force.'
-import os, pickle, socket, subprocess, sys, warnings
-from pathlib import Path
+import os, pickle, socket, sys, warnings
 import numpy as np, pytest, torch
 from clearsight_nb.core.metrics import *
 
@@ -162,18 +161,16 @@ def worker(rank, port, n):
     dist.destroy_process_group()
     print('rank', rank, 'fine')
 
-def test_two_processes_agree_with_one():
+def test_two_processes_agree_with_one(python):
     "Odd sizes are padded by fastai with repeated items, which must not count"
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = str(s.getsockname()[1])
-    code = f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_metrics as o; '
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo'}
-    start = lambda r: subprocess.Popen([sys.executable, '-c', code + f'o.worker({r}, {port!r}, (5, 6, 7))'], env=env,
-                                       text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    procs = [start(r) for r in range(2)]
-    outs = [p.communicate(timeout=600)[0] for p in procs]
-    for r,(p,out) in enumerate(zip(procs, outs)): assert p.returncode == 0 and f'rank {r} fine' in out, out
+    code = 'import sys, test_metrics as o; o.worker(int(sys.argv[1]), sys.argv[2], (5, 6, 7))'
+    for r,p in enumerate([python(code, r, port, OMP_NUM_THREADS='1', GLOO_SOCKET_IFNAME='lo') for r in range(2)]):
+        said = p.out.read()
+        p.join(600)
+        assert p.exitcode == 0 and f'rank {r} fine' in said, said
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU on this machine')
 def test_gpu_counts_equal_cpu_counts():

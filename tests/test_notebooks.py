@@ -1,30 +1,31 @@
 "Every notebook under nbs/ runs from top to bottom, in a process of its own, as `nbdev_test` runs it."
-import multiprocessing, os, sys
+import os, sys, warnings
 import pytest
-from conftest import ROOT
+from conftest import ROOT, as_fresh
 
-PAGES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
-# What most pages import, imported once for all of them: processes are forked from one that has done so, and nothing else.
-HEAVY = 'fastai.vision.all', 'nbdev.test', 'matplotlib.pyplot', 'diffusers.models.unets.unet_2d', 'torchmetrics.functional.image', 'skimage.metrics'
+PAGES = sorted((p.relative_to(ROOT).as_posix() for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts),
+    key=lambda p: ('fit_recipe(' not in (ROOT/p).read_text(encoding='utf-8'), p)) # those that train take longest
+
+def tested_with_(cell, *words):
+    "Cells with `#| tested_with steps=500 steps=100` train less here than for the outputs that are stored: each second word stands in the place of the one before"
+    for old,new in zip(words[::2], words[1::2], strict=True):
+        assert cell.source.count(old)==1, f'{old} is not once in\n{cell.source}'
+        cell.source = cell.source.replace(old, new)
 
 def run_page(page, work, log):
     "In a process of its own: run the page, with its output in a file; exit status 0 if it went well"
     with open(log, 'wb') as f:
         for fd in (1, 2): os.dup2(f.fileno(), fd)
-    multiprocessing.set_start_method('fork' if sys.platform=='linux' else 'spawn', force=True) # what a fresh Python has
+    as_fresh()
     os.chdir(ROOT)
     os.environ['CLEARSIGHT_WORK'] = str(work)
     from nbdev.config import get_config
-    from nbdev.test import test_nb as run_notebook
-    ok,_ = run_notebook(ROOT/page, skip_flags=get_config().tst_flags.split(), do_print=True, basepath=ROOT)
+    for w in (DeprecationWarning, PendingDeprecationWarning, FutureWarning): warnings.filterwarnings('error', category=w, module='clearsight_nb|__main__')
+    import nbdev.test
+    nbdev.test.FrontmatterProc = [nbdev.test.FrontmatterProc, tested_with_]
+    ok,_ = nbdev.test.test_nb(ROOT/page, skip_flags=get_config().tst_flags.split(), do_print=True, basepath=ROOT)
     sys.stdout.flush()
     os._exit(not ok)
-
-@pytest.fixture(scope='session')
-def forks():
-    ctx = multiprocessing.get_context('forkserver')
-    ctx.set_forkserver_preload(list(HEAVY))
-    return ctx
 
 @pytest.mark.parametrize('page', PAGES)
 def test_page(page, forks, tmp_path):

@@ -1,5 +1,5 @@
 "What the pages on tiling, rasters and scenes cannot show: many sizes, real files, damaged input, full disks, memory."
-import json,os,subprocess,sys
+import json,subprocess,sys
 import numpy as np, pytest, torch
 from conftest import ROOT
 from torch import nn
@@ -125,7 +125,7 @@ def test_georeferencing_is_kept_exactly(tmp_path, crs, transform):
     with rasterio.open(tmp_path/'s.tif') as s:
         for k in ('labels', 'probabilities', 'confidence'):
             with rasterio.open(res.paths[k]) as f:
-                assert (f.crs, tuple(f.transform), f.shape, f.bounds) == (s.crs, tuple(s.transform), s.shape, s.bounds)
+                assert (f.crs, tuple(f.transform), f.shape) == (s.crs, tuple(s.transform), s.shape)
                 assert (f.dtypes[0], f.profile['compress'], f.profile['tiled'], f.nodata) == ('uint8', 'deflate', True, 255)
     with rasterio.open(res.paths['labels']) as f:
         assert [f.colormap(1)[i][:3] for i in range(4)] == list(CLASS_COLORS)
@@ -314,14 +314,15 @@ try: run(sys.argv[1] + '/scene.tif', sys.argv[1] + '/m.tif', probabilities=True)
 except OSError as e: print('OSError', e)
 '''
 @pytest.mark.parametrize('size', [3000, 60_000])
-def test_full_disk(tmp_path, size):
+def test_full_disk(python, tmp_path, size):
     "A limit on the size of files stands for a full disk, met while writing or only while closing; the old map stays."
     save(tmp_path/'scene.tif', land((300, 300)))
     (tmp_path/'m.tif').write_bytes(b'old')
     before = sorted(p.name for p in tmp_path.iterdir())
-    out = subprocess.run([sys.executable, '-c', FULL, str(tmp_path), str(size)], capture_output=True, text=True,
-                         env=os.environ | dict(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT/'tests')])))
-    assert out.stdout.startswith('OSError'), out.stdout + out.stderr
+    p = python(FULL, tmp_path, size)
+    said = p.out.read() # warnings, too
+    p.join()
+    assert p.exitcode==0 and '\nOSError ' in f'\n{said}', said
     assert (tmp_path/'m.tif').read_bytes() == b'old' and sorted(p.name for p in tmp_path.iterdir()) == before
 
 def test_without_rasterio_the_error_says_how_to_install_it():
@@ -342,7 +343,7 @@ def test_landsat_stack_keeps_its_georeferencing(tmp_path):
     with rasterio.open(files['blue']) as s:
         for k in ('labels', 'probabilities', 'confidence'):
             with rasterio.open(res.paths[k]) as f: assert place(f) == place(s)
-        west,south,east,north = rasterio.warp.transform_bounds(s.crs, 'EPSG:4326', *s.bounds)
+        west,south,east,north = rasterio.warp.transform_bounds(s.crs, 'EPSG:4326', *rasterio.transform.array_bounds(*s.shape, s.transform))
     whole = predict_array(x, lambda b: np.stack([model.probs(t) for t in b]), tile=1024)
     assert (read(res.paths['labels'])[0] == whole.argmax(0)).mean() > .9999
     assert sum(res.km2) == pytest.approx(627*603*9e-4, rel=2e-3) and res.nodata == 0

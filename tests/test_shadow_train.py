@@ -1,5 +1,5 @@
 "Training of shadows: a killed run ends as one that was not, options, damaged files, the tool."
-import json, os, signal, subprocess, sys
+import json, sys
 from pathlib import Path
 import pandas as pd, pytest, torch
 from clearsight_nb.core.files import DataError
@@ -42,13 +42,12 @@ shadow = shadow_learner(shadow_dls(sys.argv[1], r, progress=False), r, run_dir=s
 fit_recipe(shadow)
 '''
 
-def test_a_killed_run_ends_the_same(renders, tmp_path):
-    env = os.environ | dict(PYTHONPATH=str(REPO), OMP_NUM_THREADS='1')
-    p = subprocess.Popen([sys.executable, '-c', SCRIPT, str(renders), str(tmp_path/'killed')], stdout=subprocess.PIPE, text=True, env=env)
-    for line in p.stdout:
+def test_a_killed_run_ends_the_same(python, renders, tmp_path):
+    p = python(SCRIPT, renders, tmp_path/'killed')
+    for line in p.out:
         if line.strip()=='8': break
-    p.send_signal(signal.SIGKILL)
-    p.wait()
+    p.kill()
+    p.join()
     assert (tmp_path/'killed'/'checkpoint_6.pt').exists() and not (tmp_path/'killed'/'weights.safetensors').exists()
     options = dict(max_iterations=40, save_every=3)
     again, whole = (trained(renders, tmp_path/o, **options) for o in ('killed', 'whole'))
