@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test notebooks export docs kaggle-dataset bench ablations clean
+.PHONY: help setup demo test test-latest notebooks export docs kaggle-dataset bench ablations clean
 
 help:           ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -26,6 +26,13 @@ demo: $(READY)          ## run a task's kernel notebook on embedded data (TASK=g
 test: $(READY)          ## run every notebook and every test, on both fastai lines
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests
 
+test-latest:            ## the same in .latest, with the newest release of every dependency; lists those that pyproject.toml holds back
+	$(PYTHON) -m venv --clear .latest
+	.latest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade uv
+	.latest/bin/uv pip install --quiet --refresh --upgrade --resolution highest --python .latest/bin/python --editable ".[dev]"
+	.latest/bin/uv pip list --outdated --python .latest/bin/python
+	OMP_NUM_THREADS=1 .latest/bin/python -m pytest -n 2 --dist worksteal tests
+
 notebooks: $(READY)     ## re-execute notebooks and store their outputs (NB=nbs/core/00_files.ipynb for one)
 	$(BIN)/python tools/execute.py $(NB)
 	$(MAKE) --no-print-directory export
@@ -42,12 +49,12 @@ docs: $(READY)          ## make the site in _docs/html; it can be read from ther
 kaggle-dataset: $(READY)  ## make dist/kaggle/: wheels as a data set, and the kernels that use it (OWNER=your Kaggle account)
 	$(BIN)/python tools/kaggle_dataset.py $(OWNER)
 
-bench: $(READY)         ## run every benchmark and write benchmarks/README.md
+bench: $(READY)         ## run the benchmarks that fit in half an hour, those for a GPU where there is one, and write benchmarks/README.md
 	$(BIN)/python benchmarks/run.py
 
 ablations: $(READY)     ## train what nbs/glacier/80_ablations.ipynb shows (under an hour on two cores, resumable)
 	$(BIN)/python tools/ablations.py
 
 clean:          ## remove everything the other targets made
-	rm -rf $(VENV) .newest build dist demo runs _proc _docs *.egg-info .pytest_cache
+	rm -rf $(VENV) .newest .latest build dist demo runs _proc _docs *.egg-info .pytest_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

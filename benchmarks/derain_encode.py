@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import numpy as np, torch
 
+MINUTES = 1
+
 def pictures(n=64, size=256):
     "Clean and rainy pictures, uint8 (n, size, size, 3)"
     from clearsight_nb.core.photos import add_rain, load_photo, photo_names, random_crops

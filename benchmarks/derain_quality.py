@@ -11,6 +11,7 @@ import json, time
 from pathlib import Path
 import torch
 
+MINUTES = 120 # a guess: nobody has run it to the end
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent/'runs'/'derain'/'quality'
 STEPS = 1500

@@ -11,6 +11,8 @@ import argparse, os, sys, tempfile
 from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+MINUTES = 3
 DATA = Path(os.environ.get('CLEARSIGHT_REAL_DATA', ROOT.parent/'shared/data/glacier'))
 BANDS = ['blue', 'green', 'red', 'nir', 'swir1', 'swir2']
 

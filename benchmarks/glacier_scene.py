@@ -8,6 +8,8 @@ import argparse, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+MINUTES = 2
 LIMIT = 1.5 # GiB
 BANDS = ['blue', 'green', 'red', 'swir1', 'tir']
 

@@ -6,6 +6,8 @@ import math, sys, time
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+MINUTES = 10
+
 def missing():
     "Why it is not among the benchmarks that run by themselves"
     return 'it needs a folder of pairs: python benchmarks/lowlight_blind.py FOLDER'

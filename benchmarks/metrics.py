@@ -10,6 +10,8 @@ import time, numpy as np, torch
 from sklearn.metrics import confusion_matrix, matthews_corrcoef
 from clearsight_nb.core.metrics import ConfusionMatrix
 
+MINUTES = 0.5
+
 def scene(tiles=25, size=512, seed=42):
     "Truth with glacier-like shares and a prediction that is right on 80 % of the pixels, uint8 [tiles, size, size]"
     rng = np.random.default_rng(seed)

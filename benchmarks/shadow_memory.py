@@ -11,6 +11,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
+MINUTES = 1
+
 def peak(step, device):
     "Most bytes that `step` holds at once beyond what is there at its start"
     if device=='cuda':

@@ -7,6 +7,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
+MINUTES = 0.5
+
 def run(n=24, size=128):
     "Seconds for a picture"
     from clearsight_nb.shadow.objects import random_scene

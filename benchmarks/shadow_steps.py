@@ -7,6 +7,8 @@ import os, statistics, sys, tempfile, time
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+MINUTES = 3
+
 def run(turns=3):
     "Seconds for all tracks"
     import torch

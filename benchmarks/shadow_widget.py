@@ -8,6 +8,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
+MINUTES = 0.5
+
 def missing():
     from importlib.util import find_spec
     return '' if find_spec('ipywidgets') else 'ipywidgets is not installed'

@@ -10,6 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
+MINUTES = 15
+
 def published(unet, cond, x, patch=64, stride=16, steps=25, chunk=64):
     "Restored picture in [0, 1]; cond and x in [-1, 1], (1, 3, h, w)"
     ab = torch.cat([torch.ones(1), torch.cumprod(1-torch.linspace(1e-4, .02, 1000, dtype=torch.float64).float(), 0)]).to(x.device)

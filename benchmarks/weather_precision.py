@@ -9,6 +9,8 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 import torch
 
+MINUTES = 20 # of which 15 train the net that weather_tradeoff.py keeps
+
 def agreement():
     "PSNR between float32 and bfloat16 restorations, and what either scores against the truth"
     from clearsight_nb.core.image_metrics import psnr

@@ -9,6 +9,7 @@ import json, os, time
 from pathlib import Path
 import numpy as np, torch
 
+MINUTES = 60
 HERE = Path(__file__).resolve().parent
 RUN = HERE.parent/'runs'/'weather'/'benchmark'
 NET = ['model.patch=16', 'model.ch=32', 'model.ch_mult=[1,2]', 'model.num_res_blocks=1', 'diffusion.predicts=v', 'diffusion.weighting=min_snr', 'diffusion.residual=false', 'data.repeat=1',

@@ -158,13 +158,15 @@ def number(x, unit=''): return f'{x:,.0f} {unit}'.strip() if abs(x)>=100 else f'
 def benchmarks(intro):
     "The stored results: a table that fits a telephone, then what each of them compares."
     sys.path.insert(0, str(ROOT/'benchmarks'))
-    from run import met
+    from run import listed, met, version_number
     results = sorted(json.loads((ROOT/'benchmarks/results.json').read_text(encoding='utf-8')).items())
     rows = [f"| `{k}` | {number(r['ratio'])} | {'≤' if r.get('lower_is_better') else '≥'} {r['target']:g} | {'yes' if met(r) else '**no**'} |" for k,r in results]
-    what = [f"[{k}]({github(f'benchmarks/{k}.py')})\n: {r['name']}. {number(r['ours'], r['unit'])} against {number(r['peer'], r['unit'])}, {r['date']}.\n" for k,r in results]
+    known = listed(dict(results))
+    what = [f"[{k}]({github('benchmarks/' + k.split('.')[0] + '.py')})\n: {r['name']}. {number(r['ours'], r['unit'])} against {number(r['peer'], r['unit'])}, {r['date']}, "
+        f"versions {version_number(r, known)}.\n" for k,r in results]
     machines = [f'- {m}' for m in sorted({r['machine'] for _,r in results})]
     return '\n'.join([intro.strip(), '', '## Results', '', '| benchmark | ratio | target | met |', '|---|---|---|---|', *rows, '', '## What is compared', '', *what,
-        '## Measured on', '', *machines, ''])
+        '## Measured on', '', *machines, '', *([*map('{}. {}'.format, range(1, len(known)+1), known), ''] if known else [])])
 
 def build(out, only=None):
     "Fill the folder `out` with the source of the site; `only` is a pattern for a part of the notebooks, while developing."
