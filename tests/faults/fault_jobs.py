@@ -1,6 +1,6 @@
 """What the tests of faults share: a server of trainings that may be killed, and what it means that two of them are the same.
 
-CLEARSIGHT_KILLS is the number of SIGKILLs over the five tasks, and as many again for the small network of test_resume.py (5: one for each task; 20 in a long run).
+CLEARSIGHT_KILLS is the number of SIGKILLs over the five tasks, and as many again for the small network of test_resume.py beside it (5: one for each task; 20 in a long run).
 CLEARSIGHT_SEED repeats the moments of an earlier run, which are printed.
 """
 import json, os, random, subprocess, sys
