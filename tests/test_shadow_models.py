@@ -158,7 +158,7 @@ def test_bad_weights(tmp_path):
     with pytest.raises(DataError, match='not a file of shadow weights'): load_net(tmp_path/'bare.safetensors')
     for settings in (dict(net='tiny', light='sinusoidal'), dict(net='small', light='direction'), dict(net='tiny', light='direction', wings=2), dict(net='other', light='direction')):
         (tmp_path/'odd.safetensors').write_bytes(save(tensors, dict(settings=json.dumps(settings), facts='{}')))
-        with pytest.raises(DataError, match='does not fit its own settings'): load_net(tmp_path/'odd.safetensors')
+        with pytest.raises(DataError, match='does not fit its own settings|cannot be used'): load_net(tmp_path/'odd.safetensors')
     with torch.no_grad(): next(net.parameters()).view(-1)[0] = 1e6
     with pytest.raises(DataError, match='not finite in float16'): save_net(net, file)
     assert file.read_bytes()==good
