@@ -4,8 +4,8 @@ Each part runs in a process of its own, of which the system tells the peak: Pyth
 - TASK demo: the program trains the demo recipe as it is, on embedded data as in the task's kernel but fewer pictures, for 30 steps instead of hundreds (the peak of a
   step is that of every step, and a checkpoint, a validation and the writing of weights belong to it); `--steps 0` takes the recipe's own number
 - glacier scene: `segment_scene` on 4,000×4,000 pixels in 5 bands with probabilities and confidence, U-Net with a ResNet-18 encoder (glacier_scene.py does 8,000×8,000)
-- weather restore: 4,000×3,000 pixels, 10 DDIM steps of 'fast' patches; a network with the demo's patches and a quarter of its width, since what a whole picture needs is asked
-The result is the part that comes nearest to its bound; all are printed. `python benchmarks/memory.py --parts "weather restore" --steps 10` runs some.
+- weather restore: 4,000×3,000 pixels, the demo's network with random weights, 2 of the 10 steps of 'fast' (all steps need the same memory)
+The result is the part that comes nearest to its bound; all are printed. `python benchmarks/memory.py --parts "weather restore" "weather demo"` runs some.
 """
 import argparse, json, os, subprocess, sys, tempfile
 from pathlib import Path
@@ -29,13 +29,13 @@ def scene(folder, size=4000):
     import glacier_scene
     glacier_scene.write_scene(Path(folder)/'scene.tif', size)
 
-def restore_picture(steps=10):
+def restore_picture(steps=2):
     import numpy as np
     from clearsight_nb.core.diffusion import VP, Denoiser, concat_cond
     from clearsight_nb.weather.model import weather_unet
     from clearsight_nb.weather.restore import RESTORE_PRESETS, Restorer, restore
     from dataclasses import replace
-    unet = weather_unet('weatherdiff64', image_size=32, ch=8, ch_mult=(1,2,4), num_res_blocks=1, attn_resolutions=(), seed=0).eval()
+    unet = weather_unet('weatherdiff64', image_size=32, ch=32, ch_mult=(1,2,4), num_res_blocks=1, attn_resolutions=(), seed=0).eval()
     picture = np.random.default_rng(0).random((3000, 4000, 3), np.float32)
     out = restore(picture, Restorer(Denoiser(concat_cond(unet), VP(), 'x0'), 32, name='memory'), preset=replace(RESTORE_PRESETS['fast'], steps=steps), progress=False)
     assert out.shape==(3000, 4000, 3) and np.isfinite(out).all()
@@ -43,7 +43,7 @@ def restore_picture(steps=10):
 def child(part, folder, steps):
     "One part; the last line says the peak of this process, KiB"
     import resource
-    if part=='weather restore': restore_picture(min(10, steps or 10))
+    if part=='weather restore': restore_picture()
     elif part=='glacier scene': __import__('glacier_scene').measure(Path(folder), 512)
     else: demo(part.split()[0], folder, steps)
     print(json.dumps(dict(peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)))
