@@ -152,6 +152,7 @@ def read_results(
     if not isinstance(runs, list) or not all(map(good, runs)): raise DataError(file, 'is no file of results', 'Remove it, and run the ablations again')
     return runs
 
+# %% ../../nbs/glacier/80_ablations.ipynb #88efca7f
 def run_ablations(
     file, # JSON file that takes the results; what it holds already is not run again
     work, # Folder for scenes and pretrained weights
