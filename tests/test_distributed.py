@@ -113,7 +113,7 @@ def test_a_killed_process_ends_the_job(two):
     assert 'Signal 9 (SIGKILL) received' in two.stderr and 'rank      : 1' in two.stderr
     assert read_checkpoint(two.root/'runs'/'killed'/'checkpoints'/'latest.pt')['step']<=2
 
-@pytest.mark.parametrize('codes,status', [((1, -9), 137), ((-9, 1), 137), ((1, -6), 1), ((3, 1), 3), ((75, 75), 75), ((1, -11), 139)])
+@pytest.mark.parametrize('codes,status', [((1, -9), 137), ((-9, 1), 137), ((1, -6), 1), ((3, 1), 3), ((75, 75), 75), ((75, -15), 75), ((1, -15), 1), ((1, -11), 139)])
 def test_the_cause_among_processes_that_ended_together(codes, status, capsys):
     "A killed process is the cause of what the others said at its end; one that aborted is not"
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError,ProcessFailure
@@ -121,6 +121,13 @@ def test_the_cause_among_processes_that_ended_together(codes, status, capsys):
     for f in failures.values(): f.timestamp = 1_800_000_000
     assert _status(ChildFailedError('train', failures), False)==status
     assert ('FAILED' in capsys.readouterr().err)==(status!=75)
+
+def test_a_process_that_would_not_end_is_not_the_cause(capsys):
+    "torchrun kills it half a minute after the failure of another one"
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError,ProcessFailure
+    failures = {r: ProcessFailure(local_rank=r, pid=1000+r, exitcode=c, error_file='<N/A>') for r,c in enumerate((-9, 3))}
+    failures[0].timestamp,failures[1].timestamp = 1_800_000_030,1_800_000_000
+    assert _status(ChildFailedError('train', failures), False)==3
 
 @pytest.mark.parametrize('program,status', [('exit 75', 75), ('exit 3', 3), ('exit 0', 0), ('kill -9 $BASHPID', 137), ('[ $RANK = 0 ] && exit 75; sleep 30', 75)])
 def test_status_of_the_processes_is_passed_on(bin, program, status):

@@ -49,9 +49,10 @@ def main(
     return 0
 
 def _status(e, nodes):
-    # torchrun looks now and then: when it finds two processes ended, the one that was killed is the cause, the other only lost its partner
-    killed = [f.exitcode for f in e.failures.values() if f.exitcode<0 and f.exitcode!=-signal.SIGABRT]
-    code = killed[0] if killed else e.get_first_failure()[1].exitcode
+    # torchrun looks now and then: when it finds two processes ended, the one that was killed is the cause, the other only lost its partner; SIGTERM is from torchrun
+    first = e.get_first_failure()[1]
+    killed = [f.exitcode for f in e.failures.values() if f.timestamp==first.timestamp and f.exitcode<0 and f.exitcode not in (-signal.SIGABRT, -signal.SIGTERM)]
+    code = killed[0] if killed else first.exitcode
     if code!=NOT_FINISHED: print(e, file=sys.stderr)
     elif nodes: time.sleep(3) # the other machines ask this one, until they have seen their own processes end
     return code if code>0 else 128-code
