@@ -118,7 +118,7 @@ def _torch_fault(e, mend):
     "Why `torch.load` failed, without its advice to load pickles; what to do"
     if m := re.search(r'GLOBAL (\S+)', str(e)):
         return f'asks for {m[1]} while it is read; that was refused and nothing was run','A good file needs no such thing: do not trust this one, take it from its publisher.'
-    if type(e).__name__=='UnpicklingError': return 'is damaged, no file of torch, or holds more than tensors and plain values; nothing was run',mend
+    if type(e).__name__=='UnpicklingError': return 'is damaged, cut short, no file of torch, or holds more than tensors and plain values; nothing was run',mend
     return f'is damaged, cut short or no file of torch ({type(e).__name__})',mend
 
 # %% ../../nbs/core/01_plain.ipynb #bda99f03
