@@ -11,6 +11,7 @@ def tested_with_(cell, *words):
     for old,new in zip(words[::2], words[1::2], strict=True):
         assert cell.source.count(old)==1, f'{old} is not once in\n{cell.source}'
         cell.source = cell.source.replace(old, new)
+tested_with_.__test__ = False # nbdev finds it by this name; pytest should not
 
 def run_page(page, work, log):
     "In a process of its own: run the page, with its output in a file; exit status 0 if it went well"
