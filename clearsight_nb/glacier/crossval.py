@@ -200,6 +200,8 @@ def save_fold(
     return out
 
 # %% ../../nbs/glacier/41_crossval.ipynb #c860063b
+def _fold_matrix(o): return sum((ConfusionMatrix(o['classes'], matrix=m) for m in o['tiles'].values()), 0)
+
 def read_fold(
     folder,            # Folder of a fold
     tiles,             # Names of its validation tiles
@@ -262,8 +264,6 @@ def _read_plan(file):
 def _fit(learn, progress):
     if progress: return fit_recipe(learn)
     with learn.no_bar(), learn.no_logging(): fit_recipe(learn)
-
-def _fold_matrix(o): return sum((ConfusionMatrix(o['classes'], matrix=m) for m in o['tiles'].values()), 0)
 
 def _train_fold(learn, k, progress, out, head):
     "Train and keep a fold; False when training was stopped before its end"
