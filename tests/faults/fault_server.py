@@ -198,7 +198,9 @@ def run(job, folder, errors):
         code = child(job, folder)
     except SystemExit as e: code = e.code
     except KeyboardInterrupt: code = 130
-    except BaseException: traceback.print_exc()
+    except BaseException:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL) # torch raises in this handler when the next worker has died, in the middle of what is printed
+        traceback.print_exc()
     finally: os._exit(code)
 
 def serve(job):
