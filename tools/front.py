@@ -145,10 +145,13 @@ def result_lines():
         ['20 electrons', '100 electrons'], 'mmse', dict(nlm='non-local means', scale='brightened only'), digits=1, **demo('lowlight'))
     yield line('derain', 'held-out photographs, drawn rain', 'PSNR, dB', scores('derain', 'evaluate_derain('), ['psnr_rgb'], 'derained',
         {'rainy input': 'untouched', 'guided filter': 'guided filter', 'magphase + spectrum': 'network over magnitudes and phases'}, digits=1, **demo('derain'))
+    rain = results_file('benchmarks/derain_real.json')['rows']
+    yield line('', 'Rain100H, pairs of scenes held out (data not included)', 'PSNR of Y, dB', rain, ['psnr_y'], 'derained', {'rainy input': 'untouched', 'guided filter': 'guided filter',
+        'clean magnitude, rainy phase': 'true magnitudes, rainy phases'}, 'python benchmarks/run.py derain_real', digits=1)
     tracks,others = ['1 softness iou', '2 horizontal iou', '3 vertical iou'],{'φ + 20°': 'true shadow, light 20° off', 'mean shadow': 'mean shadow'}
     yield line('shadow', 'rendered objects, light varies in size / azimuth / height', 'IoU', scores('shadow', 'table = evaluate_shadow('), tracks, '1 step', others, **demo('shadow'))
     own = shadow_table()
-    yield line('', 'the weights in the package, other objects', 'IoU', own, list(own['1 step']), '1 step', others, 'python tools/shadow_weights.py', f'{shadow_facts()["minutes"]:.0f} min')
+    yield line('', 'the weights in the package, other objects', 'IoU', own, list(own['1 step']), '1 step', others | {'regression': 'network without flow'}, 'python tools/shadow_weights.py --regression', f'{shadow_facts()["minutes"]:.0f} min')
 
 def benchmark_line():
     "How many of the stored benchmarks reach what was asked of them, and which do not"
