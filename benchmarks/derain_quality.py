@@ -7,7 +7,7 @@ runs/derain/quality and resumed there.
 - peer: the version first described, `magphase` with a network over the spectrum
 The whole table goes to derain_quality.json.
 """
-import json, time
+import time
 from pathlib import Path
 import torch
 
@@ -39,12 +39,13 @@ def trained(name):
 
 def run():
     "Decibels above the rainy input"
+    from clearsight_nb.core.files import write_json
     from clearsight_nb.derain.evaluate import evaluate_derain, mean_scores
     first,*rest = NETS
     table = evaluate_derain(trained(first), pairs(), others={k: trained(k) for k in rest}, progress=False)
     mean = mean_scores(table).rename(index=dict(derained=first))
     rows = {k: {c: round(float(v), 4) for c,v in r.items()} for k,r in mean.iterrows()}
-    (HERE/'derain_quality.json').write_text(json.dumps(dict(pictures=len(table.groupby(level='pair')), steps=STEPS, threads=torch.get_num_threads(), rows=rows), indent=1))
+    write_json(dict(pictures=len(table.groupby(level='pair')), steps=STEPS, threads=torch.get_num_threads(), rows=rows), HERE/'derain_quality.json')
     print(mean.round(3).to_string())
     ours,peer = rows[first]['psnr_rgb'],rows['magphase + spectrum']['psnr_rgb']
     return dict(name=f'RGB PSNR of derained photographs after {STEPS} steps (rainy input {rows["rainy input"]["psnr_rgb"]:.1f} dB): complex + image against magphase + spectrum; plain U-Net {rows["plain U-Net"]["psnr_rgb"]:.1f} dB',

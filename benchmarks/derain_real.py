@@ -5,7 +5,7 @@ and also chooses among the checkpoints. Training is resumed in runs/derain/rain1
 - ours: the network, one sample a picture, 10 DDIM steps
 - peer: the guided filter, the better of the two filters of the table; the whole table goes to derain_real.json
 """
-import json, os, sys
+import os, sys
 from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -19,13 +19,14 @@ def missing():
 
 def run():
     "Train by the recipe, or take the run that is there, and score it on the held-out scenes"
+    from clearsight_nb.core.files import write_json
     from clearsight_nb.derain import derain_dls, derain_learner, derain_pairs, evaluate_derain, fit_recipe, load_recipe, mean_scores, split_pairs
     recipe,folder = load_recipe('derain', 'rain100h'),ROOT/'runs/derain/rain100h'
     train,held = split_pairs(derain_pairs(DATA), recipe.data.valid, recipe.training.seed, recipe.data.split)
     if not (folder/'weights.safetensors').exists(): fit_recipe(derain_learner(derain_dls(DATA, recipe), recipe, run_dir=folder))
     mean = mean_scores(evaluate_derain(folder, held, progress=False))
     rows = {k: {c: round(float(v), 4) for c,v in r.items()} for k,r in mean.iterrows()}
-    (ROOT/'benchmarks/derain_real.json').write_text(json.dumps(dict(train=len(train), held_out=len(held), steps=recipe.training.steps, rows=rows), indent=1))
+    write_json(dict(train=len(train), held_out=len(held), steps=recipe.training.steps, rows=rows), ROOT/'benchmarks/derain_real.json')
     print(mean.round(3).to_string())
     ours,peer = rows['derained']['psnr_y'],rows['guided filter']['psnr_y']
     return dict(name=f'Y-PSNR on {len(held)} pairs of Rain100H, of other scenes than the {len(train)} of training (rainy input {rows["rainy input"]["psnr_y"]:.2f} dB; SSIM {rows["derained"]["ssim_y"]:.3f}, '

@@ -1,5 +1,5 @@
 'What the pages of the task viewers cannot show: every control of each, random data against other libraries, hostile input, learners and folders as sources, and work that is done once.'
-import io, json, math
+import math
 import numpy as np, pytest, torch
 from PIL import Image
 from clearsight_nb.core.files import IGNORE, DataError
@@ -17,6 +17,7 @@ from clearsight_nb.lowlight.viewer import NoiseViewer, camera_of
 from clearsight_nb.shadow.cast import ShadowCaster, cast_shadow
 from clearsight_nb.shadow.models import shadow_net
 from clearsight_nb.shadow.widget import LightViewer
+from viewer_checks import check_controls, check_refused, check_state
 
 BANDS,NAMES = ['blue', 'green', 'red', 'swir1', 'tir'],['background', 'glacier', 'debris', 'lake']
 
@@ -57,18 +58,7 @@ OTHER = dict(light=dict(theta=10., phi=300., size=7.5, intensity=.4),
     noise=dict(picture='b', ratio=.01, electrons=300, read=7.5, row=1.5, linear=True, enhanced=True))
 
 @pytest.mark.parametrize('name', VIEWERS)
-def test_state_makes_the_picture(name):
-    "State is plain Python, goes through JSON, and gives the same bytes in another viewer, at once or control by control"
-    v = VIEWERS[name]()
-    before = v.png
-    v.set(**OTHER[name])
-    assert v.state==OTHER[name]==json.loads(json.dumps(v.state)) and v.png!=before
-    u = VIEWERS[name]()
-    for k,x in OTHER[name].items(): u.inputs[k].value = x
-    assert u.png==v.png==VIEWERS[name](**OTHER[name]).png and u.alt(**u.state)==v.alt(**v.state)
-    assert u.set(**VIEWERS[name]().state).png==before
-    x = v.draw(**v.state)
-    assert x.dtype==np.uint8 and np.array_equal(np.asarray(Image.open(io.BytesIO(v.png))), x)
+def test_state_makes_the_picture(name): check_state(VIEWERS[name], OTHER[name])
 
 @pytest.mark.parametrize('name', VIEWERS)
 def test_each_control_changes_the_picture(name):
@@ -79,28 +69,10 @@ def test_each_control_changes_the_picture(name):
     assert name!='glacier' or not np.array_equal(v.draw(**base), v.draw(**v.state))
 
 @pytest.mark.parametrize('name', VIEWERS)
-def test_controls_are_for_the_keyboard(name):
-    "Controls with names; every end of every control is drawn without an error, and the widget says what the picture shows"
-    W = pytest.importorskip('ipywidgets', reason='ipywidgets is not installed')
-    v = VIEWERS[name]()
-    for w in v.inputs.values(): assert isinstance(w, (W.IntSlider, W.FloatSlider, W.SelectionSlider, W.ToggleButton)) and w.description
-    assert isinstance(v.ui, W.VBox) and v.image.value==v.png
-    for k,w in v.inputs.items():
-        start = v.state[k]
-        for e in w.options if hasattr(w, 'options') else (w.min, w.max) if hasattr(w, 'max') else (False, True):
-            assert v.set(**{k: e}).state[k]==e and v.error is None and v.image.value==v.png and v.image.tooltip==v.alt(**v.state)
-        v.set(**{k: start})
+def test_controls_are_for_the_keyboard(name): check_controls(VIEWERS[name])
 
 @pytest.mark.parametrize('name', VIEWERS)
-def test_refused_values_change_nothing(name):
-    v = VIEWERS[name]()
-    old = v.state
-    with pytest.raises(ValueError, match="no control 'indx', only " + ', '.join(old)): v.set(**OTHER[name], indx=3)
-    for k,w in v.inputs.items():
-        for b in ['no such', None] if hasattr(w, 'options') else [w.min-1, w.max+1, 'a', None, math.nan, True] if hasattr(w, 'max') else [3, 'yes']:
-            with pytest.raises(ValueError, match=f'^{k} is '): v.set(**{**OTHER[name], k: b})
-            with pytest.raises(ValueError, match=f'^{k} is '): VIEWERS[name](**{k: b})
-    assert v.state==old
+def test_refused_values_change_nothing(name): check_refused(VIEWERS[name], OTHER[name])
 
 @pytest.mark.parametrize('name', VIEWERS)
 def test_pages_without_a_kernel(name, monkeypatch):

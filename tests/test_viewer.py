@@ -1,9 +1,10 @@
 'What nbs/core/27_pictures, 30_viewer and 31_trajectory cannot show: every task, every kind of control, hostile names, no ipywidgets, bursts against slow drawings.'
-import asyncio, base64, io, json, math, subprocess, sys, time
+import asyncio, base64, io, math, subprocess, sys, time
 from html.parser import HTMLParser
 import numpy as np, pytest, torch
 from PIL import Image
 from conftest import ROOT
+from viewer_checks import check_controls, check_refused, check_state
 from clearsight_nb.core.diffusion import EDM, VP
 from clearsight_nb.core.files import DataError, show_name
 from clearsight_nb.core.pictures import as_plane, as_uint8, fit, histogram_strip, join, legend_strip, montage, open_picture, text_strip, tint, titled, to_png
@@ -48,43 +49,15 @@ OTHER = dict(tone=dict(level=99, size=16, half=True), two=dict(show='side by sid
     samples=dict(index=4, bands='channel 3', stretch='min-max', opacity=.35, histogram=True), trajectory=dict(step=5, item=1))
 
 @pytest.mark.parametrize('name', VIEWERS)
-def test_state_makes_the_picture(name):
-    "State is plain Python, goes through JSON, and gives the same bytes in another viewer; any state can be had at once or control by control"
-    v = VIEWERS[name]()
-    before = v.png
-    v.set(**OTHER[name])
-    assert v.state==OTHER[name]==json.loads(json.dumps(v.state)) and v.png!=before
-    assert VIEWERS[name](**OTHER[name]).png==v.png
-    u = VIEWERS[name]()
-    for k,x in OTHER[name].items(): u.inputs[k].value = x
-    assert u.png==v.png and u.alt(**u.state)==v.alt(**v.state)
-    assert u.set(**VIEWERS[name]().state).png==before
-    x = v.draw(**v.state)
-    assert x.dtype==np.uint8 and decoded(v.png).shape==x.shape and np.array_equal(decoded(v.png), x)
+def test_state_makes_the_picture(name): check_state(VIEWERS[name], OTHER[name])
 
 @pytest.mark.parametrize('name', [k for k in VIEWERS if k!='tone'])
-def test_controls_are_for_the_keyboard(name):
-    "Sliders and buttons, which JupyterLab lets have their keys, with names; the widget's picture has the sentence as its title; every value a control offers can be drawn"
-    v = VIEWERS[name]()
-    for w in v.inputs.values(): assert isinstance(w, (W.IntSlider, W.FloatSlider, W.SelectionSlider, W.ToggleButton)) and w.description
-    assert isinstance(v.ui, W.VBox) and v.image.value==v.png and v.image.tooltip==v.alt(**v.state)
-    for k,w in v.inputs.items():
-        ends = w.options if hasattr(w, 'options') else (w.min, w.max) if hasattr(w, 'max') else (False, True)
-        start = v.state[k]
-        for e in ends: assert v.set(**{k: e}).state[k]==e and v.image.tooltip==v.alt(**v.state) and v.error is None and v.image.value==v.png
-        v.set(**{k: start})
+def test_controls_are_for_the_keyboard(name): check_controls(VIEWERS[name])
 
 @pytest.mark.parametrize('name', VIEWERS)
-def test_refused_values_change_nothing(name):
-    v = VIEWERS[name]()
-    old = v.state
-    with pytest.raises(ValueError, match="no control 'indx', only " + ', '.join(old)): v.set(**OTHER[name], indx=3)
-    for k,w in v.inputs.items():
-        bad = ['no such'] if hasattr(w, 'options') else [w.min-1, w.max+1, 'a', None, math.nan, True] if hasattr(w, 'max') else [3, 'yes']
-        for b in bad:
-            with pytest.raises(ValueError, match=f'^{k} is '): v.set(**{**OTHER[name], k: b})
-            with pytest.raises(ValueError, match=f'^{k} is '): v.static({k: b})
-    assert v.state==old
+def test_refused_values_change_nothing(name): check_refused(VIEWERS[name], OTHER[name])
+
+def test_no_whole_number():
     with pytest.raises(ValueError, match='whole number'): Tone(level=3.5)
 
 def test_any_widget_is_a_control():
