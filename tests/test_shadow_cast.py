@@ -147,7 +147,7 @@ def test_bad_lights(light, what):
     with pytest.raises(ValueError, match=what): cast_shadow(cutout(), *light) # before weights are looked for
 
 @pytest.mark.parametrize('kind,what', [('jpg', 'x.jpg: has no alpha channel.*mask'), ('clear', 'x.png: is transparent all over'), ('opaque', 'x.png: is opaque all over'),
-    ('cut', 'x.png: is damaged'), ('missing', 'x.png: does not exist'), ('text', 'x.png: is damaged or no picture'), ('grey', 'x.png: has no alpha channel')])
+    ('cut', 'x.png: is cut short or damaged'), ('missing', 'x.png: does not exist'), ('text', 'x.png: is not an image that can be read'), ('grey', 'x.png: has no alpha channel')])
 def test_bad_cutouts(caster, tmp_path, kind, what):
     a,path = cutout(),tmp_path/('x.jpg' if kind=='jpg' else 'x.png')
     if kind in ('clear', 'opaque'): a[...,3] = 255*(kind=='opaque')

@@ -30,7 +30,7 @@ class DataError(ValueError):
         super().__init__(file, fault, mend)
         self.file,self.fault,self.mend = file,fault,mend
     def __str__(self):
-        if not self.fault: return str(self.file)
+        if not self.fault: return str(self.file).rpartition('DataError: ')[2].strip() # without a worker's traceback
         return f'{show_name(self.file)}: {self.fault}. {self.mend}'.strip()
 
 # %% ../../nbs/core/00_files.ipynb #47df87fd

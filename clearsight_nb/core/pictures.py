@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from PIL import Image,ImageDraw,ImageFont,ImageOps
-from .files import IGNORE,DataError,show_name
+from .files import IGNORE,show_name
 from .plain import plain_image
 
 # %% ../../nbs/core/27_pictures.ipynb #6c813fe5
@@ -90,14 +90,10 @@ def open_picture(
     px:int=None, # Decode it no larger than this needs; None: as it is
 )->Image.Image: # RGB or grey, turned as its EXIF data say
     "Open a picture file; `DataError` if it is none."
-    try:
-        with plain_image(file) as im:
-            if px: im.thumbnail((px, px), Image.Resampling.BOX, reducing_gap=2)
-            im = ImageOps.exif_transpose(im)
-            return im.copy() if im.mode in ('L', 'RGB', 'I;16', 'F') else im.convert('RGB')
-    except DataError: raise
-    except Exception as e: # Pillow raises many kinds
-        raise DataError(file, f'cannot be read as a picture ({type(e).__name__})', 'Remove it, or give a list of arrays or a data set that reads it.') from e
+    with plain_image(file, mend='Remove it, or give a list of arrays or a data set that reads it.') as im:
+        if px: im.thumbnail((px, px), Image.Resampling.BOX, reducing_gap=2)
+        im = ImageOps.exif_transpose(im)
+        return im if im.mode in ('L', 'RGB', 'I;16', 'F') else im.convert('RGB')
 
 def montage(
     x:np.ndarray, # (n, c, h, w), float32

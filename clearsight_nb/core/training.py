@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from .callbacks import Accumulate, ClipGradients, EMACallback, FiniteGuard, TrainingCallback, all_ranks
 from .checkpoints import (Checkpointer, RunLearner, TimeBudget, check_recipe, checkpoint_weights, read_checkpoint, seed_all,
                                             stop_on_signals)
-from .env import detect_env
+from .env import detect_env, keep_freed_memory
 from .files import DataError, append_line, atomic_write, sweep_leftovers
 from .recipe import recipe_hash, save_recipe
 from .schedules import RateSchedule, SetEpoch, Watch
@@ -314,6 +314,7 @@ def fit_recipe(
 ):
     "Train by the recipe, or go on; afterwards the model has the best weights and `learn.stopped` says why training ended."
     t = learn.recipe.training
+    if next(learn.model.parameters()).device.type=='cpu': keep_freed_memory()
     ck = _start(learn, resume, changed)
     total,epochs = run_steps(t, batches := len(learn.dls.train))
     if ck: epochs = max(epochs, ck['place']['epoch'] + math.ceil((total-ck['step'])*t.accumulate/batches)) # more steps than a run that has ended within an epoch

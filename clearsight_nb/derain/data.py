@@ -14,21 +14,7 @@ from pathlib import Path,PurePosixPath
 from typing import NamedTuple
 import numpy as np
 from ..core.files import DataError,DataReport,atomic_write,list_images,list_some,safe_path,show_name
-from ..core.plain import plain_image,plain_arrays
-
-# %% ../../nbs/derain/00_data.ipynb #558d398c
-def _opaque(im):
-    "Whether a loaded PIL image hides all that lies behind it"
-    if im.mode not in ('RGBA', 'LA', 'PA') and 'transparency' not in im.info: return True
-    return im.convert('RGBA').getextrema()[3][0]==255
-
-def _as_rgb(im):
-    "A loaded PIL image as float32 (h, w, 3); ValueError where that would be a guess"
-    if not _opaque(im): raise ValueError('has transparent pixels')
-    if not (im.mode.startswith('I') or im.mode=='F'): return np.asarray(im.convert('RGB'), np.float32)/255
-    a,top = np.asarray(im),1 if im.mode=='F' else 65535
-    if not (a.min()>=0 and a.max()<=top): raise ValueError(f'has values of {a.min():g} to {a.max():g}, not in 0 to {top}')
-    return np.repeat((a/top).astype(np.float32)[...,None], 3, 2)
+from ..core.plain import is_opaque,plain_arrays,plain_image,rgb_pixels,to_unit
 
 # %% ../../nbs/derain/00_data.ipynb #271050e1
 def read_photo(
@@ -36,20 +22,12 @@ def read_photo(
     modes:bool=False, # Give the file's own colour mode, too?
 ): # float32 RGB (h, w, 3) in [0, 1]; with `modes` a tuple of that and a mode such as 'RGB' or 'L'
     "Read a photograph; `DataError` names what is wrong with a file."
-    from PIL import Image,ImageOps,UnidentifiedImageError
-    path,mend = Path(path),'Get the file again from its source, or take its pair out of the data.'
-    if not path.is_file(): raise DataError(path, 'does not exist', f'In its folder there is: {list_some(path.parent)}.')
-    if not path.stat().st_size: raise DataError(path, 'is empty (0 bytes)', mend)
+    from PIL import ImageOps
+    with plain_image(path, mend='Get the file again from its source, or take its pair out of the data.') as im: im,mode = ImageOps.exif_transpose(im),im.mode
     try:
-        with plain_image(path) as im:
-            im.load()
-            x,mode = _as_rgb(ImageOps.exif_transpose(im)),im.mode
-    except UnidentifiedImageError: raise DataError(path, 'is not an image that can be read', mend) from None
-    except Image.DecompressionBombError as e: raise DataError(path, f'is too large ({e})', 'Cut it into smaller images.') from None
-    except PermissionError: raise DataError(path, 'may not be read', 'Give this user the right to read it.') from None
-    except DataError: raise
+        if not is_opaque(im): raise ValueError('has transparent pixels')
+        x = to_unit(rgb_pixels(im))
     except ValueError as e: raise DataError(path, str(e), 'Save it as an opaque 8-bit RGB image.') from None
-    except Exception as e: raise DataError(path, f'is cut short or damaged ({e})', mend) from e
     return (x, mode) if modes else x
 
 # %% ../../nbs/derain/00_data.ipynb #500af731

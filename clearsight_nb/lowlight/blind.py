@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np,torch,torch.nn.functional as F
 from pathlib import Path
 from torch import Tensor
-from ..core.files import DataError
-from ..core.plain import plain_image
+from ..core.pictures import open_picture
 from .enhance import DCTPrior, stitch
 from .guidance import Counted, hqs
 from .likelihoods import Gaussian, Measurement
@@ -87,11 +86,7 @@ class Blind:
 # %% ../../nbs/lowlight/31_blind.ipynb #f73b9f39
 def _srgb(image):
     "Tensor (c, h, w) in [0, 1]"
-    if isinstance(image, (str, Path)):
-        try:
-            with plain_image(image) as im: image = np.asarray(im.convert('RGB'))
-        except DataError: raise
-        except Exception as e: raise DataError(image, f'cannot be read as a picture ({type(e).__name__})', 'Give a PNG or JPEG file.') from None
+    if isinstance(image, (str, Path)): image = np.asarray(open_picture(image).convert('RGB'))
     if isinstance(image, np.ndarray):
         if image.ndim!=3: raise ValueError(f'an array of a picture is (h, w, c), not {image.shape}')
         image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

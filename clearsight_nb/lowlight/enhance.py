@@ -18,7 +18,7 @@ from ..core.diffusion import EDM
 from ..core.files import DataError, atomic_write, read_json, write_json
 from ..core.photos import linear_to_srgb
 from ..core.tiling import predict_array
-from .guidance import Counted, adaptive, dps, exposure_scaled, homoscedastic, hqs, kappa_rule, one_shot, posterior_samples
+from .guidance import Counted, adaptive, dps, homoscedastic, hqs, kappa_rule, one_shot, posterior_samples
 from .likelihoods import Heteroscedastic, Measurement, PoissonGaussian, Robust, bayer_mask
 from .sensor import Calibration, load_calibration
 from .tiles import read_tile, write_tile
@@ -343,7 +343,7 @@ def _solver(mode, prior, samples, steps, kappa, zeta, seed):
     return dict(mmse=lambda m: adaptive(prior, m, steps or 8), hqs=lambda m: hqs(prior, m, steps or 8),
         homoscedastic=lambda m: hqs(prior, homoscedastic(m), steps or 8), oneshot=lambda m: one_shot(prior, m),
         dps=lambda m: dps(prior, m, steps or 100, zeta, seed),
-        kappa=lambda m: kappa_rule(prior, m, kappa, steps or 18, seed), scale=exposure_scaled, nlm=non_local_means)[mode]
+        kappa=lambda m: kappa_rule(prior, m, kappa, steps or 18, seed), scale=Measurement.exposure_scaled, nlm=non_local_means)[mode]
 
 # %% ../../nbs/lowlight/30_enhance.ipynb #6b0f0569
 def measure(

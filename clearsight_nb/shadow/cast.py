@@ -19,7 +19,7 @@ from PIL import Image,ImageOps
 from torch import Tensor,nn
 import clearsight_nb
 from ..core.checkpoints import read_checkpoint
-from ..core.files import DataError, atomic_write, list_images, list_some
+from ..core.files import DataError, atomic_write, list_images
 from ..core.plain import plain_image, described
 from ..core.training import read_weights
 from .models import pack_cond
@@ -80,12 +80,7 @@ def load_caster(
 
 # %% ../../nbs/shadow/50_cast.ipynb #e05c9024
 def _open(path):
-    try:
-        with plain_image(path) as im: return ImageOps.exif_transpose(im)
-    except DataError: raise
-    except FileNotFoundError: raise DataError(path, 'does not exist', f'In its folder there is: {list_some(Path(path).parent)}.') from None
-    except Image.DecompressionBombError as e: raise DataError(path, f'is too large ({e})', 'Make it smaller.') from None
-    except Exception as e: raise DataError(path, f'is damaged or no picture ({e})', 'Get the file again from its source.') from e
+    with plain_image(path, mend='Get the file again from its source.') as im: return ImageOps.exif_transpose(im)
 
 def _pixels(x, name, mode):
     "float32 (h, w, c) in [0, 1] of whatever a picture may be; an image of Pillow is converted to `mode`"

@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np,torch
-from PIL import Image,UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from ..core.files import DataError,DataReport,list_images,list_some,match_files,show_name
-from ..core.plain import plain_image
+from ..core.plain import is_opaque,plain_image
 from .render import RANGES
 
 # %% ../../nbs/shadow/03_data.ipynb #41774da2
@@ -66,24 +66,16 @@ def open_png(
         kind = 'a JPEG' if data.startswith(b'\xff\xd8') else 'another kind of file'
         raise DataError(name, f'is not a PNG but {kind}, whatever its name says', 'Save it as PNG from the original; a conversion keeps the damage.')
     if not _has_end(data): raise DataError(name, 'is cut short or damaged (its end is missing)', _again)
-    try:
-        with plain_image(name, data, ['PNG']) as im:
-            im.load()
-            return im
-    except DataError: raise
-    except Image.DecompressionBombError as e: raise DataError(name, f'is too large ({e})', 'Make it smaller.') from None
-    except UnidentifiedImageError: raise DataError(name, 'is damaged (its header cannot be read)', _again) from None
-    except Exception as e: raise DataError(name, f'is cut short or damaged ({e})', _again) from e
+    with plain_image(name, data, ['PNG'], _again) as im: im.load()
+    return im
 
 # %% ../../nbs/shadow/03_data.ipynb #ef939c20
-def _opaque(im): return im.mode not in ('RGBA', 'LA', 'PA') and 'transparency' not in im.info or im.convert('RGBA').getextrema()[3][0]==255
-
 def grey_pixels(
     im:Image.Image, # A mask or a shadow
     name:str|Path, # Its name, for messages
 )->np.ndarray: # uint8 (h, w)
     "One number a pixel; `DataError` if the picture has colours or transparency."
-    if not _opaque(im): raise DataError(name, 'has transparent pixels', 'Save it as a grey picture without transparency.')
+    if not is_opaque(im): raise DataError(name, 'has transparent pixels', 'Save it as a grey picture without transparency.')
     if im.mode.startswith('I'): return np.uint8(np.round(np.asarray(im).astype(np.int64).clip(0, 65535)/257))
     if im.mode in ('L', '1'): return np.asarray(im.convert('L'))
     a = np.asarray(im.convert('RGB'))

@@ -10,7 +10,8 @@ import numpy as np,torch
 from fastai.data.all import DataLoaders,TfmdDL
 from ..core.env import detect_env
 from ..core.files import DataError
-from .data import WeatherPair,check_weather,read_pixels,to_unit
+from ..core.plain import to_unit
+from .data import WeatherPair,check_weather,read_pixels
 from .recipe import recipe_net
 
 # %% ../../nbs/weather/23_dls.ipynb #6c33b5a5
