@@ -191,7 +191,7 @@ def all_ranks(
 
 class FiniteGuard(TrainingCallback):
     "Drop batches whose loss or gradient is not finite; `FloatingPointError` after `max_in_row` in a row."
-    order,keeps = MixedPrecision.order + 2,'dropped in_row' # behind ClipGradients, whose norm it looks at
+    order,keeps = MixedPrecision.order + 2,'dropped in_row last' # behind ClipGradients, whose norm it looks at
     def __init__(self,
         max_in_row:int=10, # Dropped batches in a row that end the run
     ): self.max_in_row,self.in_row,self.dropped,self.last,self.float_buffers,self.saved = max_in_row,0,0,None,[],[]
@@ -230,7 +230,7 @@ def _count(self:FiniteGuard, what, limit):
 @patch
 def _drop(self:FiniteGuard, what):
     if self.float_buffers: torch._foreach_copy_(self.float_buffers, self.saved)
-    self.learn.loss = torch.zeros_like(self.learn.loss) if self.last is None else self.last
+    self.learn.loss = torch.zeros_like(self.learn.loss) if self.last is None else self.last.to(self.learn.loss.device)
     self._count(what, self.max_in_row)
     raise CancelBatchException()
 

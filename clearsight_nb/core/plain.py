@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'RATIO', 'IMAGE_FORMATS', 'check_declared', 'plain_image', 'is_opaque', 'rgb_pixels', 'to_unit', 'check_zip',
-           'plain_array', 'plain_arrays', 'plain_torch', 'described', 'network_for']
+           'plain_array', 'plain_arrays', 'plain_torch', 'described', 'no_larger', 'network_for']
 
 # %% ../../nbs/core/01_plain.ipynb #73673f74
-import io,math,re,zipfile
+import io,math,re,threading,zipfile
 from contextlib import contextmanager
 from pathlib import Path
 from .files import DataError,list_some,show_name
@@ -183,6 +183,24 @@ def described(
     except Exception as e: # a description may be anything
         raise DataError(path, f'has a description that cannot be used ({type(e).__name__}: {" ".join(str(e).split())[:200]})', 'Take the file of the training again.') from e
 
+# %% ../../nbs/core/01_plain.ipynb #c41d7e52
+@contextmanager
+def no_larger(
+    path:str|Path, # The file of weights
+    weights:dict, # Name → tensor, as they are in the file
+    mend:str='Weights and description are of different trainings: take the file of the training again.', # What to do
+):
+    "Within, a network of many more layers than the file has weights is a `DataError`, before it takes all memory."
+    from torch.nn.modules import module
+    most,made,me = 1000 + 20*len(weights),[0],threading.get_ident() # parts without weights are many, too: activations, lists, dropout
+    def _count(*_):
+        made[0] += threading.get_ident()==me
+        if made[0]>most: raise DataError(path, f'describes a network of over {most:,} parts, and has {len(weights):,} weights', mend)
+    hooks = [module.register_module_module_registration_hook(_count), module.register_module_parameter_registration_hook(_count)]
+    try: yield
+    finally:
+        for h in hooks: h.remove()
+
 def network_for(
     path:str|Path, # The file of weights
     make:callable, # Makes the network that its description asks for
@@ -192,7 +210,7 @@ def network_for(
     "Make a network and load it; `DataError` unless the weights are its own, in names and shapes."
     import torch
     with described(path):
-        with torch.device('meta'): shapes = {k: v.shape for k,v in make().named_parameters()}
+        with torch.device('meta'),no_larger(path, weights, mend): shapes = {k: v.shape for k,v in make().state_dict().items()}
         if odd := [k for k,s in shapes.items() if k not in weights or weights[k].shape!=s]:
             raise DataError(path, f'does not fit its own settings: {len(odd)} of {len(shapes)} weights, first {odd[0]}', mend)
         net = make()

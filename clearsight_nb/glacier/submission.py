@@ -19,7 +19,7 @@ from .predict import pad_to
 from .prepare import apply_norm
 
 # %% ../../nbs/glacier/60_submission.ipynb #354c0e89
-import argparse,os,re,sys
+import argparse,os,re,sys,warnings,zipfile
 import numpy as np
 
 # %% ../../nbs/glacier/60_submission.ipynb #da1c44db
@@ -190,10 +190,12 @@ def by_pillow(file):
 def read_band(file):
     "Pixels (h, w) of a single-band TIFF"
     why,x = [],None
-    for read in (by_tifffile, by_pillow):
-        try: x = read(file)
-        except Exception as e: why.append(f'{read.__name__[3:]}: {type(e).__name__} {str(e)[:100]}') # decoders raise anything
-        if x is not None: break
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # dozens for one damaged file, which is said below
+        for read in (by_tifffile, by_pillow):
+            try: x = read(file)
+            except Exception as e: why.append(f'{read.__name__[3:]}: {type(e).__name__} {str(e)[:100]}') # decoders raise anything
+            if x is not None: break
     if x is None: raise ValueError(f'{file}: cannot be read as a TIFF ({"; ".join(why)})')
     while x.ndim > 2 and 1 in x.shape: x = x.squeeze(x.shape.index(1))
     if x.ndim != 2 or x.dtype.kind not in 'uif': raise ValueError(f'{file}: is no image of one band of numbers, but {x.shape} of {x.dtype}')
@@ -249,6 +251,8 @@ def load_model(path):
     "(facts, networks) from a file of weights"
     if not Path(path).is_file(): raise ValueError(f'{path}: there is no such file of weights; put model.pth beside solution.py')
     try:
+        with zipfile.ZipFile(path) as z: # torch does not look at the checksums
+            if bad := z.testzip(): raise ValueError(f'{bad} in it is damaged: copy the file again')
         saved = torch.load(str(path), map_location='cpu', weights_only=True)
         about,state = json.loads(saved['about']),saved['state']
     except Exception as e: raise ValueError(f'{path}: is no model of this solution ({type(e).__name__}: {str(e)[:200]})')
@@ -329,7 +333,7 @@ or run: python solution.py --imagepath FOLDER --output FOLDER (also: --data, --m
 It needs torch, numpy, tifffile or Pillow, and the file model.pth beside it.
 """
 from __future__ import annotations
-import argparse,json,os,re,sys
+import argparse,json,os,re,sys,warnings,zipfile
 from pathlib import Path
 import numpy as np, torch
 from torch import device,inf,nan,nn

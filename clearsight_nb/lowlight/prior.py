@@ -16,7 +16,7 @@ from fastai.callback.hook import total_params
 from torch import Tensor,nn
 from ..core.diffusion import Denoiser, EDM, unwrap
 from ..core.files import DataError, atomic_write, read_json
-from ..core.plain import described
+from ..core.plain import described,no_larger
 from ..core.sampling import heun, spaced, start
 from ..core.training import read_weights
 
@@ -342,7 +342,7 @@ def load_prior(
     weights,about = read_weights(path)
     config,where = _read_config(about, path)
     net = _check_config(config, where)
-    with described(where),torch.device('meta'): unet = lowlight_net(net)
+    with described(where),torch.device('meta'),no_larger(where, weights): unet = lowlight_net(net)
     weights = {k.replace('_orig_mod.', '').removeprefix('module.'): v for k,v in weights.items()}
     if bad := [k for k,v in weights.items() if not v.isfinite().all()]:
         raise DataError(path, f'has values that are not finite in {bad[0]}', 'Take an earlier snapshot.')

@@ -46,6 +46,13 @@ def test_batches_that_are_not_numbers_are_dropped(whole):
     assert state['cbs']['finite_guard']['dropped']>=3 and state['step']==40
     assert all(v.isfinite().all() for v in state['model'].values())
 
+@pytest.mark.parametrize('n', [6, 7, 8])
+def test_a_bad_batch_may_come_first(jobs, whole, tmp_path, n):
+    "Case 2 killed while it writes the checkpoint behind the one that lies right in front of a batch that is dropped, and at its neighbours"
+    assert jobs(tmp_path/'a', die_at=n, **CASES[2])['status']==-signal.SIGKILL
+    jobs.finish(tmp_path/'a', **CASES[2])
+    same(whole[2][0], tmp_path/'a')
+
 def test_nothing_but_bad_batches_ends_the_run(jobs, tmp_path):
     done = jobs(tmp_path/'a', spoil=list(range(93)), overrides=['training.max_nonfinite=4'])
     assert done['status']==1 and 'The loss was not finite in 4 batches in a row' in done['text'], done['text']

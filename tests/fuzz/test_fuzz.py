@@ -23,12 +23,14 @@ def same(a, b):
     if isinstance(a, (list, tuple)): return len(a)==len(b) and all(map(same, a, b))
     return np.array_equal(a, b) if isinstance(a, np.ndarray) else a==b
 
+class Late(BaseException): "Of no kind that a reader could take for a fault of its file"
+
 @contextlib.contextmanager
 def limits(what):
     "Time, memory and warnings of a case"
-    def late(*_): raise TimeoutError(f'{what}: over {SECONDS} s')
+    def late(*_): raise Late(f'{what}: over {SECONDS} s')
     before,old = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,signal.signal(signal.SIGPROF, late)
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS, 1) # and again, should the first be lost within a destructor
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter('always')
