@@ -1,25 +1,11 @@
 """Trainings in one process and in several: used by test_distributed.py.
 
-Importing fastai takes longer than what these jobs do, so one process imports it and forks for each call: for the processes of a training, and for torchrun, too.
-A small client stands in the place of a program; it ends as its process has ended, by the same status or the same signal.
+fork_server.py says how they are started: the processes of a training, and torchrun, too.
 """
-import collections, importlib, importlib.util, json, os, select, shutil, signal, socket, sys, time
+import collections, importlib, importlib.util, json, os, shutil, signal, sys, time
 from pathlib import Path
+from fork_server import clearsight, serve
 
-CLIENT = '''#!{python} -S
-import json, os, signal, socket, sys
-s = socket.socket(socket.AF_UNIX)
-s.connect({address!r})
-call = dict(argv=[os.path.basename(sys.argv[0]), *sys.argv[1:]], env=dict(os.environ), cwd=os.getcwd())
-socket.send_fds(s, [json.dumps(call).encode()], [0, 1, 2])
-pid = int(s.recv(20))
-for n in (signal.SIGTERM, signal.SIGINT): signal.signal(n, lambda n, _: os.kill(pid, n))
-status = int(s.recv(20))
-if status<0:
-    signal.signal(-status, signal.SIG_DFL) if status!=-9 else None
-    os.kill(os.getpid(), -status)
-sys.exit(status)
-'''
 CPU = ['training.workers=0', 'training.precision=float32', 'training.checkpoint_minutes=null', 'training.grad_clip=1.0']
 #: Task → preset, changes, settings of the sample
 CASES = dict(
@@ -188,49 +174,9 @@ def job(root, *parts):
 def program(name, *args):
     "What a client stands for"
     if name=='dist_job': return job(*args)
-    if name=='clearsight': return importlib.import_module('clearsight_nb.core.cli').main(list(args))
+    if name=='clearsight': return clearsight(name, *args)
     if args[:2]==('-m', 'clearsight_nb.core.launch'): return importlib.import_module('clearsight_nb.core.launch').main(list(args[2:]))
     raise ValueError(f'unknown program {name} {args}')
-
-def child(call, fds):
-    "One run of a program; never returns"
-    status = 70
-    try:
-        for to,fd in enumerate(fds): os.dup2(fd, to)
-        sys.stdout,sys.stderr = open(1, 'w', closefd=False),open(2, 'w', closefd=False)
-        os.chdir(call['cwd'])
-        os.environ.clear()
-        os.environ.update(call['env'])
-        try: status = program(*call['argv'])
-        except SystemExit as e: status = e.code
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        status = 1
-    finally:
-        for f in (sys.stdout, sys.stderr): f.flush()
-        os._exit(status or 0)
-
-def serve(address):
-    "Fork for each call until standard input closes"
-    server = socket.socket(socket.AF_UNIX)
-    server.bind(address)
-    server.listen()
-    print('ready', flush=True)
-    running = {}
-    while True:
-        ready,_,_ = select.select([server, sys.stdin], [], [], .02)
-        if sys.stdin in ready: break
-        if server in ready:
-            s,_ = server.accept()
-            text,fds,_,_ = socket.recv_fds(s, 1<<20, 3)
-            if not (pid := os.fork()): child(json.loads(text), fds)
-            for fd in fds: os.close(fd)
-            running[pid] = s
-            s.sendall(str(pid).encode())
-        for pid in list(running):
-            done,status = os.waitpid(pid, os.WNOHANG)
-            if done: running.pop(pid).sendall(str(os.waitstatus_to_exitcode(status)).encode())
-    for pid in running: os.kill(pid, signal.SIGKILL)
 
 if __name__ == '__main__':
     import torch
@@ -238,5 +184,4 @@ if __name__ == '__main__':
     names = ['clearsight_nb.core.training', 'clearsight_nb.core.distributed', 'torch.distributed.run', 'torch._dynamo', 'accelerate', 'segmentation_models_pytorch', 'diffusers',
         'clearsight_nb.core.cli', *(f'clearsight_nb.{t}' for t in CASES)]
     for name in names: importlib.import_module(name)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    serve(sys.argv[1])
+    serve(sys.argv[1], program)

@@ -5,7 +5,8 @@ One training of all tasks in a single process, one in two (gloo, started by torc
 import collections, json, os, re, signal, subprocess, sys, time
 import pandas as pd, pytest, torch
 from conftest import ROOT
-from dist_job import CASES, CLIENT
+from dist_job import CASES
+from fork_server import programs
 import clearsight_nb.core.launch as launch_module
 from clearsight_nb.core.checkpoints import read_checkpoint
 from clearsight_nb.core.env import Env
@@ -20,16 +21,7 @@ CLEAN |= dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore'
 @pytest.fixture(scope='module')
 def bin(tmp_path_factory):
     "A folder with the programs dist_job, clearsight and python, served by a process that has everything imported"
-    folder = tmp_path_factory.mktemp('bin')
-    p = subprocess.Popen([sys.executable, ROOT/'tests'/'dist_job.py', str(folder/'socket')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=CLEAN)
-    assert p.stdout.readline()=='ready\n'
-    for name in ('dist_job', 'clearsight', 'python'):
-        (folder/name).write_text(CLIENT.format(python=sys.executable, address=str(folder/'socket')))
-        (folder/name).chmod(0o755)
-    yield folder
-    p.stdin.close()
-    p.wait(30)
-    p.stdout.close()
+    with programs(tmp_path_factory.mktemp('bin'), ['dist_job', 'clearsight', 'python'], ROOT/'tests'/'dist_job.py', env=CLEAN) as folder: yield folder
 
 def run(*command, timeout=300, **env): return subprocess.run(list(map(str, command)), env=CLEAN | env, capture_output=True, text=True, timeout=timeout)
 def torchrun(bin, *command, n=2): return run(bin/'python', '-m', 'clearsight_nb.core.launch', '--standalone', f'--nproc_per_node={n}', '--no_python', *command)

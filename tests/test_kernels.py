@@ -3,7 +3,7 @@
 The made-up Kaggle: a folder in the place of /kaggle with read-only inputs, its environment variables, a Python that has every package but ours
 and can reach nothing outside this machine, and our package as a wheel in an attached data set.
 """
-import json, os, re, shutil, signal, subprocess, sys, venv, zipfile
+import json, os, re, shutil, subprocess, sys, venv, zipfile
 from collections import namedtuple
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +15,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from clearsight_nb.core.files import DataError
 from clearsight_nb.core.kernels import INSTALL, OWNER, run_kernel, slugify, train_on_gpus
 from conftest import ROOT
-from kaggle_server import CLIENT
+from fork_server import programs
 
 sys.path.append(str(ROOT/'tools'))
 import kaggle_dataset
@@ -103,16 +103,8 @@ class Kaggle:
 def warm_python(tmp_path_factory, newest):
     "A clean Python, and the arguments by which Jupyter gets a kernel from a process of it that has fastai imported"
     python = clean_python(tmp_path_factory.mktemp('python'), newest)
-    address,client = str(python/'socket'),python/'bin/kernel'
-    client.write_text(CLIENT.format(python=sys.executable, address=address))
-    client.chmod(0o755)
     env = os.environ | dict(PYTHONPATH='', OMP_NUM_THREADS='1', MPLBACKEND='module://matplotlib_inline.backend_inline')
-    server = subprocess.Popen([python/'bin/python', '-W', 'ignore', ROOT/'tests/kaggle_server.py', address], stdout=subprocess.PIPE,
-                              env=env, cwd=python, start_new_session=True)
-    assert server.stdout.readline()==b'ready\n'
-    yield python,[str(client)]
-    os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
+    with programs(python/'bin', ['kernel'], ROOT/'tests/kaggle_server.py', python=python/'bin/python', env=env, cwd=python): yield python,[str(python/'bin/kernel')]
 
 # ---- the kernels as files
 

@@ -1,9 +1,9 @@
 "Batch scripts on a cluster of shell scripts: really handed in, run, warned, cancelled, and handed in again until training has ended."
-import os, re, shutil, signal, subprocess, sys, time
+import os, re, shutil, signal, subprocess, time
 from importlib import import_module
 import pytest
-from cli_server import CLIENT
 from conftest import ROOT
+from fork_server import programs
 from clearsight_nb.core.cli import COMMANDS, main
 from clearsight_nb.core.slurm import SlurmJob, slurm_script, write_slurm
 
@@ -27,16 +27,9 @@ echo "Submitted batch job $n"''',
 @pytest.fixture(scope='module')
 def program(tmp_path_factory):
     "The program `clearsight`, as a file that anybody can start; served by a process that has fastai imported"
-    folder = tmp_path_factory.mktemp('program')
     env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore')
-    p = subprocess.Popen([sys.executable, ROOT/'tests'/'cli_server.py', str(folder/'socket')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-    assert p.stdout.readline()=='ready\n'
-    (folder/'clearsight').write_text(CLIENT.format(python=sys.executable, address=str(folder/'socket')))
-    (folder/'clearsight').chmod(0o755)
-    yield folder/'clearsight'
-    p.stdin.close()
-    p.wait(30)
-    p.stdout.close()
+    modules = 'clearsight_nb.weather','torch._dynamo' # the first optimizer would import the latter, for seconds
+    with programs(tmp_path_factory.mktemp('program'), ['clearsight'], ROOT/'tests'/'fork_server.py', *modules, env=env) as folder: yield folder/'clearsight'
 
 class Cluster:
     "Hands in scripts and runs what is in the queue, one job at a time"

@@ -7,7 +7,7 @@ __all__ = ['SMALL', 'RATIO', 'IMAGE_FORMATS', 'check_declared', 'plain_image', '
            'plain_array', 'plain_arrays', 'plain_torch', 'described', 'no_larger', 'network_for']
 
 # %% ../../nbs/core/01_plain.ipynb #73673f74
-import io,math,re,threading,zipfile
+import io,math,re,threading,warnings,zipfile
 from contextlib import contextmanager
 from pathlib import Path
 from .files import DataError,list_some,show_name
@@ -210,7 +210,9 @@ def network_for(
     "Make a network and load it; `DataError` unless the weights are its own, in names and shapes."
     import torch
     with described(path):
-        with torch.device('meta'),no_larger(path, weights, mend): shapes = {k: v.shape for k,v in make().state_dict().items()}
+        with torch.device('meta'),no_larger(path, weights, mend),warnings.catch_warnings():
+            warnings.simplefilter('ignore') # one for each layer of size 0, which is an error below
+            shapes = {k: v.shape for k,v in make().state_dict().items()}
         if odd := [k for k,s in shapes.items() if k not in weights or weights[k].shape!=s]:
             raise DataError(path, f'does not fit its own settings: {len(odd)} of {len(shapes)} weights, first {odd[0]}', mend)
         net = make()

@@ -190,7 +190,10 @@ def read_yaml(
         with open(path, encoding='utf-8-sig') as f: text = f.read()
         _check_yaml(text, path)
         data = OmegaConf.load(io.StringIO(text))
-        if OmegaConf.is_dict(data): return OmegaConf.to_container(data, resolve=False)
+        if OmegaConf.is_dict(data):
+            if odd := [k for k in data if not isinstance(k, str)]:
+                raise RecipeError(path, '', f'has {odd[0]!r} in the place of a name', 'Put the name in quotes: YAML takes words such as on and no for true and false.')
+            return OmegaConf.to_container(data, resolve=False)
     except FileNotFoundError: raise RecipeError(path, '', 'does not exist', 'Check the path.') from None
     except DataError: raise
     except Exception as e: # of yaml, of OmegaConf, or of the file system

@@ -212,6 +212,7 @@ def read_fold(
     out,facts = read_json(folder/'fold.json'),read_weights(folder)[1]
     no = lambda fault: DataError(folder/'fold.json', fault, _MEND)
     if not isinstance(out, dict) or not {'recipe_hash', 'classes', 'tiles', 'fold'} <= set(out) or not isinstance(out['tiles'], dict): raise no('is not the result of a fold')
+    if not isinstance(out['classes'], list) or not all(isinstance(c, str) for c in out['classes']): raise no('has classes without names')
     if out['recipe_hash'] != facts.get('recipe_hash'): raise no('was made by another recipe than the weights beside it')
     if set(out['tiles']) != set(tiles): raise no('is about other tiles than the plan of the run')
     for n in tiles:
