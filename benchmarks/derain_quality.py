@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 import torch
 
-MINUTES = 10
+MINUTES = 5.5
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent/'runs'/'derain'/'quality'
 STEPS = 500

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from clearsight_nb.core.callbacks import EMACallback
 
-MINUTES = 1
+MINUTES = 0.5
 
 def make_model(seed=0, widths=(128, 256, 384, 512)):
     "U-Net of WeatherDiff64, 6 channels in, 3 out"

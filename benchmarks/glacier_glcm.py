@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.feature import graycomatrix, graycoprops
 from clearsight_nb.glacier.features import glcm_maps
 
-MINUTES = 1
+MINUTES = 0.3
 
 def band(side=512, levels=16, seed=0):
     "Grey levels of smooth hills with noise on them, int32"

@@ -7,7 +7,7 @@ import torch, torch.nn.functional as F
 from clearsight_nb.core.files import IGNORE
 from clearsight_nb.glacier.losses import GlacierLoss
 
-MINUTES = 0.5
+MINUTES = 0.3
 
 def case(b=4, c=4, side=512, seed=0):
     "Logits that need a gradient, and blocky labels: rock, glacier, debris and a few lakes"

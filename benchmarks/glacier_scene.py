@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-MINUTES = 2
+MINUTES = 2.5
 LIMIT = 1.5 # GiB
 BANDS = ['blue', 'green', 'red', 'swir1', 'tir']
 

@@ -5,6 +5,7 @@ Each is imported in a fresh interpreter by `python -X importtime`, whose cumulat
 import re, subprocess, sys
 from statistics import median
 
+MINUTES = 5
 TASKS = 'glacier', 'weather', 'lowlight', 'derain', 'shadow'
 FASTAI = 'fastai.vision.all'
 

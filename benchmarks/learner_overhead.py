@@ -19,7 +19,7 @@ from clearsight_nb.core.recipe import TrainingRecipe, load_recipe, register_reci
 from clearsight_nb.core.schedules import learning_rate
 from clearsight_nb.core.training import fit_recipe, recipe_learner
 
-MINUTES = 2
+MINUTES = 1
 
 @register_recipe('bench')
 @dataclass

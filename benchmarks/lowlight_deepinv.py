@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
-MINUTES = 1.5
+MINUTES = 0.7
 WEIGHTS = 100.,300.,1000.,3000.,10000. # of the pull towards the measurement
 
 def missing():

@@ -5,7 +5,7 @@ import numpy as np, torch
 from clearsight_nb.lowlight.shards import ROUNDING, pack_tiles
 from clearsight_nb.lowlight.tiles import Tile, write_tile
 
-MINUTES = 0.5
+MINUTES = 0.3
 
 def make(root, n, size, rng):
     "Tiles of dark linear noise: neither reader cares what a picture shows."

@@ -10,7 +10,7 @@ import time, numpy as np, torch
 from sklearn.metrics import confusion_matrix, matthews_corrcoef
 from clearsight_nb.core.metrics import ConfusionMatrix
 
-MINUTES = 0.5
+MINUTES = 0.3
 
 def scene(tiles=25, size=512, seed=42):
     "Truth with glacier-like shares and a prediction that is right on 80 % of the pixels, uint8 [tiles, size, size]"

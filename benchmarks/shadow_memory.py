@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
-MINUTES = 1
+MINUTES = 0.3
 
 def peak(step, device):
     "Most bytes that `step` holds at once beyond what is there at its start"

@@ -7,7 +7,7 @@ import os, statistics, sys, tempfile, time
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-MINUTES = 3
+MINUTES = 2.5
 
 def run(turns=3):
     "Seconds for all tracks"

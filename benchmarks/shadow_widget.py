@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
-MINUTES = 0.5
+MINUTES = 0.4
 
 def missing():
     from importlib.util import find_spec

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np, tifffile
 from clearsight_nb.core.store import BandStore
 
-MINUTES = 0.5
+MINUTES = 0.4
 BANDS = ['blue', 'green', 'red', 'swir1', 'tir']
 ROWS = 8 # rows in a compressed strip: 8 kB, what GDAL and rasterio write unless told otherwise
 

@@ -160,7 +160,7 @@ def benchmark_line():
     from run import met
     stored = results_file('benchmarks/results.json')
     short = [f"`{k}` ({r['ratio']:.3g} where {r['target']:g} was asked)" for k,r in sorted(stored.items()) if not met(r)]
-    return f'{len(stored)-len(short)} of {len(stored)} benchmarks, each against a named peer or limit, reach the ratio that was fixed before' + (f'; not {", ".join(short)}.' if short else '.')
+    return f'{len(stored)-len(short)} of {len(stored)} benchmarks, each against a named peer or limit, reach their target' + (f'; not {", ".join(short)}.' if short else '.')
 
 def results():
     "The table of results as Markdown"

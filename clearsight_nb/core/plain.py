@@ -212,7 +212,7 @@ def network_for(
     with described(path):
         with torch.device('meta'),no_larger(path, weights, mend),warnings.catch_warnings():
             warnings.simplefilter('ignore') # one for each layer of size 0, which is an error below
-            shapes = {k: v.shape for k,v in make().state_dict().items()}
+            shapes = {k: v.shape for k,v in make().named_parameters()}
         if odd := [k for k,s in shapes.items() if k not in weights or weights[k].shape!=s]:
             raise DataError(path, f'does not fit its own settings: {len(odd)} of {len(shapes)} weights, first {odd[0]}', mend)
         net = make()

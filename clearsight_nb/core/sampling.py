@@ -123,7 +123,7 @@ def ddim(
         if callback: callback(i, level, x, x0)
         (a,s),(b,r) = _mix(denoiser.process, level),_mix(denoiser.process, after)
         fresh = eta*r*math.sqrt(max(1 - (a*r/(b*s))**2, 0))
-        x = b*x0 + math.sqrt(r**2 - fresh**2)/s*(x - a*x0)
+        x = torch.sub(x, x0, alpha=a).mul_(math.sqrt(r**2 - fresh**2)/s).add_(x0, alpha=b) # three pictures at a time, where operators would hold five
         if fresh: x = x + fresh*torch.randn(x.shape, generator=generator).to(x)
     return x
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RunLog', 'ShowProgress', 'RunPrecision', 'run_steps', 'recipe_callbacks', 'recipe_learner', 'save_weights',
-           'read_weights', 'fit_recipe', 'plot_log']
+           'read_weights', 'KeepMemory', 'fit_recipe', 'plot_log']
 
 # %% ../../nbs/core/17_training.ipynb #1fed6750
 import json,math,os,time
@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 import pandas as pd, torch
-from fastai.basics import L, OptimWrapper, default_device, get_model, noop, num_distrib, partial, rank_distrib, trainable_params
+from fastai.basics import Callback, L, OptimWrapper, default_device, get_model, noop, num_distrib, partial, rank_distrib, trainable_params
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastcore.basics import patch
@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from .callbacks import Accumulate, ClipGradients, EMACallback, FiniteGuard, TrainingCallback, all_ranks
 from .checkpoints import (Checkpointer, RunLearner, TimeBudget, check_recipe, checkpoint_weights, read_checkpoint, seed_all,
                                             stop_on_signals)
-from .env import detect_env, keep_freed_memory
+from .env import detect_env, keep_freed_memory, return_freed_memory
 from .files import DataError, append_line, atomic_write, sweep_leftovers
 from .recipe import recipe_hash, save_recipe
 from .schedules import RateSchedule, SetEpoch, Watch
@@ -258,12 +258,25 @@ def _start(learn, resume, changed):
     save_recipe(learn.recipe, folder)
     return ck
 
+class KeepMemory(Callback):
+    "On a CPU: memory that a step has freed is there for the next one, and goes back to the system once a minute and in the end."
+    order = Checkpointer.order + 1
+    def before_fit(self):
+        keep_freed_memory()
+        self.last = time.monotonic()
+    def after_epoch(self):
+        if time.monotonic()-self.last<60: return
+        return_freed_memory()
+        self.last = time.monotonic()
+    def after_fit(self): return_freed_memory()
+
 def _run_callbacks(learn, ck):
     t,log = learn.recipe.training,RunLog(learn.run_dir)
     def _tell(why, seconds): log.tell(f'checkpoint ({why}) at step {saver.made}, {seconds:.2f} s')
     saver = Checkpointer(learn.run_dir/'checkpoints', learn.recipe, t.checkpoint_steps, t.checkpoint_minutes, t.keep_steps, ck, _tell)
     left = detect_env().time_budget if t.time_budget_minutes is None else 60*t.time_budget_minutes
-    return log,saver,[log, saver] + ([TimeBudget(left/60)] if left is not None else [])
+    more = ([TimeBudget(left/60)] if left is not None else []) + ([KeepMemory()] if next(learn.model.parameters()).device.type=='cpu' else [])
+    return log,saver,[log, saver, *more]
 
 # %% ../../nbs/core/17_training.ipynb #4b9a1916
 def _use_best(learn):
@@ -314,7 +327,6 @@ def fit_recipe(
 ):
     "Train by the recipe, or go on; afterwards the model has the best weights and `learn.stopped` says why training ended."
     t = learn.recipe.training
-    if next(learn.model.parameters()).device.type=='cpu': keep_freed_memory()
     ck = _start(learn, resume, changed)
     total,epochs = run_steps(t, batches := len(learn.dls.train))
     if ck: epochs = max(epochs, ck['place']['epoch'] + math.ceil((total-ck['step'])*t.accumulate/batches)) # more steps than a run that has ended within an epoch

@@ -133,7 +133,7 @@ def __call__(self:Patchwise,
         where = (i[:,None]*rows + ys[j][:,None] + span)[:,:,None]*cols + (xs[l][:,None] + span)[:,None]
         if not torch.is_tensor(out): out = x0.new_zeros(b*rows*cols, x0.shape[-1])
         out = out.index_add_(0, where.flatten(), x0.reshape(-1, x0.shape[-1]))
-    out = out.view(b, rows, cols, -1)/self.coverage(rows, cols, level).to(out)[...,None]
+    out = out.view(b, rows, cols, -1).div_(self.coverage(rows, cols, level).to(out)[...,None])
     return out.movedim(-1, 1)[:,:,:h,:w].contiguous()
 
 # %% ../../nbs/core/23_wrappers.ipynb #07dc5e81

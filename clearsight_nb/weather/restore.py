@@ -9,6 +9,7 @@ __all__ = ['RESTORE_PRESETS', 'RestorePreset', 'find_preset', 'restore_cost', 'R
 # %% ../../nbs/weather/40_restore.ipynb #0220b185
 import json
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 import numpy as np,torch
@@ -124,19 +125,19 @@ def restore_batch(
     p,device = find_preset(preset or restorer.preset),restorer.device
     levels = spaced(restorer.denoiser.process, p.steps, p.spacing)
     tiled = patchwise(restorer.denoiser, restorer.patch, p.stride_of(restorer.patch), p.mode, batch=batch)
-    x = start(restorer.denoiser.process, levels[0], images.shape, seed).to(device)
-    cond = 2*images.as_subclass(Tensor).float().to(device) - 1
-    with torch.inference_mode(): x = p.sampler_for(restorer.denoiser.predicts)(tiled, x, levels, cond=cond, callback=callback)
-    return ((x+1)/2).clamp(0, 1).cpu()
+    noise,cond = partial(start, restorer.denoiser.process, levels[0], images.shape, seed),torch.empty(images.shape, device=device).copy_(images).mul_(2).sub_(1)
+    with torch.inference_mode(): # the noise has no name here: each copy of a large photograph takes 12 bytes a pixel
+        x = p.sampler_for(restorer.denoiser.predicts)(tiled, noise().to(device), levels, cond=cond, callback=callback)
+    return (x+1).div_(2).clamp_(0, 1).cpu()
 
 # %% ../../nbs/weather/40_restore.ipynb #a71dff96
 def _tensor(image):
     "float32 (1, 3, h, w) in [0, 1] from whatever a picture may be"
     if isinstance(image, (str, Path)): image = read_rgb(image)
-    if isinstance(image, Image.Image): image = np.asarray(image.convert('RGB'))
+    if isinstance(image, Image.Image): image = np.array(image.convert('RGB'))
     if isinstance(image, np.ndarray):
         if image.ndim!=3 or image.shape[2]!=3: raise ValueError(f'an array of a picture is (h, w, 3), not {image.shape}')
-        image = torch.from_numpy(np.ascontiguousarray(image.transpose(2,0,1)))
+        image = torch.from_numpy(np.require(image, requirements='CW')).permute(2,0,1)
     image = image.as_subclass(Tensor)
     if image.dtype==torch.uint8: image = image.float()/255
     if image.ndim!=3 or image.shape[0]!=3 or not image.is_floating_point(): raise ValueError(f'a tensor of a picture is (3, h, w), float or uint8, not {tuple(image.shape)}')
@@ -147,7 +148,7 @@ def _one(restorer, image, preset, samples, seed, batch, progress):
     "Mean and standard deviation of restored samples, (3, h, w) each"
     p = find_preset(preset or restorer.preset)
     bar = iter(progress_bar(range(samples*p.steps), display=progress))
-    mean = squares = torch.zeros_like(image[0])
+    mean = squares = torch.zeros(1)
     for k in range(samples):
         x = restore_batch(restorer, image, p, seed+k, batch, callback=lambda *_: next(bar))[0]
         step = x-mean
