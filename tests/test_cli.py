@@ -174,9 +174,9 @@ def test_help_is_light():
 @pytest.mark.parametrize('words,status,want', [
     ('trian', 2, "Did you mean 'train'?"), ('train', 2, 'task'), ('predict weather --out x', 2, '--data'), ('train weather --presett x', 2, "Did you mean '--preset'?"),
     ('train weather --zzz', 2, '--help'), ('slurm weather --cpus many', 2, 'cpus'), ('train weather --preset', 2, 'preset'), ('train weather --config nothing.yml', 2, 'preset'),
-    ('train nothing', 1, 'is no task'), ('train weather training.lr', 1, "has no '='"), ('train weather --preset none_such', 1, 'unknown'), ('resume nowhere', 1, 'clearsight train'),
+    ('train nothing', 2, 'is no task'), ('train weather training.lr', 1, "has no '='"), ('train weather --preset none_such', 1, 'unknown'), ('resume nowhere', 1, 'clearsight train'),
     ('eval weather nowhere', 1, 'does not exist'), ('predict weather --data nowhere --out x', 1, 'nowhere'), ('sample weather x n=0', 1, 'n is 1 or more'),
-    ('sample weather x m=1', 1, 'm is no setting'), ('info nothing', 1, 'is no task'), ('export weather --out x', 1, 'clearsight train weather'), ('kernels --pages nowhere', 1, '--pages'),
+    ('sample weather x m=1', 1, 'm is no setting'), ('info nothing', 2, 'is no task'), ('export weather --out x', 1, 'clearsight train weather'), ('kernels --pages nowhere', 1, '--pages'),
     ('eval weather --out x.xls', 1, '.csv'), ('check glacier nowhere', 1, 'nowhere')])
 def test_faults_are_one_line(run, tmp_path, monkeypatch, words, status, want):
     monkeypatch.setenv('CLEARSIGHT_WORK', str(tmp_path))

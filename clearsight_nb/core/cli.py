@@ -11,9 +11,9 @@ import argparse,contextlib,inspect,json,os,sys
 from pathlib import Path
 from fastcore.docments import docments
 from .jobs import Answer,check_task,resume_run,sample_task,slurm_task,train_task
-from .recipe import list_presets,load_recipe,nearest
+from .recipe import RecipeError,list_presets,load_recipe,nearest
 from .results import eval_task,export_task,info_task,kernels_task,predict_task,task_line
-from .verbs import EVALUATE,PREDICT,PREDICT_FILE,recipe_keys,settings_of,task_names,task_verb
+from .verbs import EVALUATE,PREDICT,PREDICT_FILE,check_task_name,recipe_keys,settings_of,task_names,task_verb
 
 # %% ../../nbs/core/50_cli.ipynb #a6107532
 class _Parser(argparse.ArgumentParser):
@@ -187,7 +187,11 @@ def _parse(name, func, words):
     options = {a.dest: a.nargs!=0 for a in p._actions if a.option_strings}
     try: words = translate(name, words, options, lambda: setting_names(name, words[0]))
     except UsageError as e: p.error(str(e))
-    return sort_words(p, func, vars(p.parse_intermixed_args(words)))
+    args = sort_words(p, func, vars(p.parse_intermixed_args(words)))
+    if args.get('task'):
+        try: check_task_name(args['task'])
+        except RecipeError as e: p.error(str(e))
+    return args
 
 # %% ../../nbs/core/50_cli.ipynb #b322236d
 def main(
