@@ -9,7 +9,6 @@ __all__ = ['RESTORE_PRESETS', 'RestorePreset', 'find_preset', 'restore_cost', 'R
 # %% ../../nbs/weather/40_restore.ipynb #0220b185
 import json
 from dataclasses import dataclass
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 import numpy as np,torch
@@ -125,9 +124,9 @@ def restore_batch(
     p,device = find_preset(preset or restorer.preset),restorer.device
     levels = spaced(restorer.denoiser.process, p.steps, p.spacing)
     tiled = patchwise(restorer.denoiser, restorer.patch, p.stride_of(restorer.patch), p.mode, batch=batch)
-    noise,cond = partial(start, restorer.denoiser.process, levels[0], images.shape, seed),torch.empty(images.shape, device=device).copy_(images).mul_(2).sub_(1)
-    with torch.inference_mode(): # the noise has no name here: each copy of a large photograph takes 12 bytes a pixel
-        x = p.sampler_for(restorer.denoiser.predicts)(tiled, noise().to(device), levels, cond=cond, callback=callback)
+    x = start(restorer.denoiser.process, levels[0], images.shape, seed).to(device)
+    cond = torch.empty(images.shape, device=device).copy_(images.as_subclass(Tensor)).mul_(2).sub_(1) # in place: a copy of a large photograph takes 12 bytes a pixel
+    with torch.inference_mode(): x = p.sampler_for(restorer.denoiser.predicts)(tiled, x, levels, cond=cond, callback=callback)
     return (x+1).div_(2).clamp_(0, 1).cpu()
 
 # %% ../../nbs/weather/40_restore.ipynb #a71dff96
