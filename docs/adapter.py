@@ -10,7 +10,7 @@ from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup
 from nbdev.process import Processor
 from nbdev.serve import proc_nbs
-import api
+import api, graph
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = 'glacier', 'weather', 'lowlight', 'derain', 'shadow', 'core'
@@ -151,6 +151,9 @@ def section_page(name, pages, intro):
     if any(p.name.endswith('/kernel') for p in pages) and (ROOT/f'kaggle_kernels/{name}').is_dir():
         lines += [f'The last page is also a Kaggle kernel: {{download}}`{name}.ipynb </files/{name}.ipynb>`, '
             f'kept in [kaggle_kernels/{name}]({github(f"kaggle_kernels/{name}")}).', '']
+    lines += ['## What imports what', '', 'One line a module, with the number of its page. Arrows lead to what it imports, always downwards'
+        + ('.' if name=='core' else '; in grey is what it takes from [core](../core/index.md).') + ' A test draws the same from the sources, and refuses a circle or an arrow upwards.', '',
+        f'```{{image}} /images/imports_{name}.svg', f':alt: Modules of {name} and the arrows of their imports, all downwards', '```', '']
     return '\n'.join([*lines, '```{toctree}', ':hidden:', *(Path(p.name).name for p in pages), '```', ''])
 
 def number(x, unit=''): return f'{x:,.0f} {unit}'.strip() if abs(x)>=100 else f'{x:.3g} {unit}'.strip()
@@ -185,7 +188,9 @@ def build(out, only=None):
         file = out/f'{p.name}.ipynb'
         file.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(adapt(p, links, seen), file)
+    edges = graph.graph()
     for name in SECTIONS:
+        graph.draw(edges, name).savefig(out/f'images/imports_{name}.svg')
         own = [p for p in pages if p.section==name and (out/f'{p.name}.ipynb').exists()]
         (out/name/'index.md').write_text(section_page(name, own, (out/name/'index.md').read_text(encoding='utf-8')), encoding='utf-8')
         kernel = ROOT/f'kaggle_kernels/{name}/{name}.ipynb'

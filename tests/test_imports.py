@@ -1,38 +1,15 @@
-"The package as a graph: modules import downwards, by the numbers of their notebooks; drawn from the sources, nothing is imported."
-import ast
+"The package as a graph: modules import downwards, by the numbers of their notebooks (docs/graph.py); heavy libraries wait until they are used."
+import sys
 from functools import lru_cache
 from graphlib import TopologicalSorter
 import pytest
 from conftest import ROOT, run
-from test_notebooks import PAGES
 
-PACKAGE = ROOT/'clearsight_nb'
-#: Module (`core.files`) → number of its notebook
-NUMBERS = {f'{p.parent.name}.{p.stem[3:]}': int(p.stem[:2]) for p in map(ROOT.joinpath, PAGES) if p.parent.name!='nbs'}
+sys.path.append(str(ROOT/'docs'))
+from graph import NUMBERS, imports, upward
+import graph as graphs
 
-def imports(source, module):
-    "Modules of ours that a module imports anywhere, inside functions too"
-    here = ['clearsight_nb', *module.split('.')]
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import): found = [a.name.split('.') for a in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = here[:-node.level] if node.level else []
-            found = [[*base, *(node.module or '').split('.'), a.name] if node.module else [*base, a.name] for a in node.names]
-        else: continue
-        yield from ('.'.join(o[1:3]) for o in found if o[0]=='clearsight_nb' and '.'.join(o[1:3]) in NUMBERS)
-
-@lru_cache
-def graph():
-    "Module → modules it imports"
-    files = [p for p in PACKAGE.glob('*/*.py') if p.stem!='__init__']
-    return {(m := f'{p.parent.name}.{p.stem}'): frozenset(imports(p.read_text(encoding='utf-8'), m)) - {m} for p in files}
-
-def upward(edges):
-    "Arrows that lead to another task, from core to a task, or to a number that is not smaller"
-    task = lambda m: m.partition('.')[0]
-    for a,bs in edges.items():
-        for b in sorted(bs):
-            if task(b) not in (task(a), 'core') or task(a)==task(b) and NUMBERS[b]>=NUMBERS[a]: yield f'{a} ({NUMBERS[a]:02}) imports {b} ({NUMBERS[b]:02})'
+graph = lru_cache(graphs.graph)
 
 def test_every_module_is_in_the_graph():
     assert len(graph())>100 and graph().keys() <= NUMBERS.keys()
@@ -45,6 +22,13 @@ def test_downwards_only(): assert not (up := [*upward(graph())]), up
 @pytest.mark.parametrize('module,line', [('core.files', 'from clearsight_nb.weather.data import read_rgb'), ('weather.data', 'import clearsight_nb.derain.data'),
     ('weather.data', 'def f():\n from . import train'), ('weather.data', 'from .train import weather_learner'), ('core.files', 'from ..glacier import data')])
 def test_upward_arrows_are_seen(module, line): assert [*upward({module: [*imports(line, module)]})]
+
+@pytest.mark.parametrize('section', sorted({m.partition('.')[0] for m in NUMBERS}))
+def test_pictures_show_every_arrow(section):
+    own = {m: bs for m,bs in graph().items() if m.startswith(f'{section}.')}
+    ax, = graphs.draw(graph(), section).axes
+    assert len(ax.patches)==sum(b in own for bs in own.values() for b in bs)
+    assert {t.get_text() for t in ax.texts} >= {f'{NUMBERS[m]:02} {m.partition(".")[2]}' for m in own}
 
 def test_heavy_libraries_wait_until_they_are_used(newest, tmp_path):
     "In an environment without extras: importing all tasks loads none of these beside what fastai loads"

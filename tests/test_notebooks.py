@@ -1,5 +1,5 @@
 "Every notebook under nbs/ runs from top to bottom, in a process of its own, as `nbdev_test` runs it."
-import os, sys, warnings
+import os, sys, tempfile, warnings
 import pytest
 from conftest import ROOT, as_fresh
 
@@ -13,13 +13,14 @@ def tested_with_(cell, *words):
         cell.source = cell.source.replace(old, new)
 tested_with_.__test__ = False # nbdev finds it by this name; pytest should not
 
-def run_page(page, work, log):
+def run_page(page, work, tmp, log):
     "In a process of its own: run the page, with its output in a file; exit status 0 if it went well"
     with open(log, 'wb') as f:
         for fd in (1, 2): os.dup2(f.fileno(), fd)
     as_fresh()
     os.chdir(ROOT)
-    os.environ['CLEARSIGHT_WORK'] = str(work)
+    os.environ |= dict(CLEARSIGHT_WORK=str(work), TMPDIR=tmp)
+    tempfile.tempdir = None # it is looked up again
     from nbdev.config import get_config
     for w in (DeprecationWarning, PendingDeprecationWarning, FutureWarning): warnings.filterwarnings('error', category=w, module='clearsight_nb|__main__')
     import nbdev.test
@@ -31,9 +32,10 @@ def run_page(page, work, log):
 @pytest.mark.parametrize('page', PAGES)
 def test_page(page, forks, tmp_path):
     log = tmp_path/'log.txt'
-    p = forks.Process(target=run_page, args=(page, tmp_path, log))
-    p.start()
-    p.join()
+    with tempfile.TemporaryDirectory(prefix='page') as tmp: # for what the page leaves there: its process ends without clearing up. A short path, for sockets
+        p = forks.Process(target=run_page, args=(page, tmp_path, tmp, log))
+        p.start()
+        p.join()
     out = log.read_text(errors='replace')
     assert p.exitcode == 0, out[-8000:]
     assert f'Completed {ROOT/page}' in out, out  # it is silent when it finds nothing to run

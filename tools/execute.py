@@ -29,9 +29,9 @@ def execute(path):
     nb = nbformat.read(path, as_version=4)
     nb.metadata.setdefault('kernelspec', dict(name='python3', display_name='python3', language='python'))
     quiet = ['--IPKernelApp.log_level=ERROR']  # the kernel's own warnings are not the notebook's output
-    with tempfile.TemporaryDirectory() as work:  # a kernel page leaves files where it runs
+    with tempfile.TemporaryDirectory() as work, tempfile.TemporaryDirectory() as tmp:  # a kernel page leaves files where it runs, others in TMPDIR
         cwd = work if path.stem.endswith('_kernel') else str(path.parent)
-        NotebookClient(nb, timeout=None, extra_arguments=quiet, resources=dict(metadata=dict(path=cwd))).execute()
+        NotebookClient(nb, timeout=None, extra_arguments=quiet, resources=dict(metadata=dict(path=cwd))).execute(env=os.environ | dict(TMPDIR=tmp))
     slim_pictures(nb)
     aside = path.with_suffix('.tmp')
     nbformat.write(nb, aside)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch, torch.distributed as dist
 from fastai.basics import Callback, DataLoader, GetAttr, Tensor, apply, get_model, nn, num_distrib, rank_distrib, retain_type, to_detach
 from fastai.distributed import DistributedDL, DistributedTrainer, ParallelTrainer
+from fastcore.basics import patch
 from .metrics import sum_ranks
 from .recipe import RecipeError
 
@@ -58,14 +59,14 @@ class ShardDL(DistributedDL):
     def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, False) # all is gathered already
 
 # %% ../../nbs/core/14_distributed.ipynb #282c82a3
-def _after_batch(self, b):
+@patch
+def after_batch(self:ShardDL, b):
     self.share = next(self.coming)
     drawing = [t for t in getattr(self.dl.after_batch, 'fs', ()) if hasattr(t, 'share')]
     for t in drawing: t.share = self.share
     try: return self.dl.after_batch(b)
     finally:
         for t in drawing: t.share = None
-ShardDL.after_batch = _after_batch
 
 # %% ../../nbs/core/14_distributed.ipynb #a4528be7
 class PartDL(GetAttr):
@@ -150,29 +151,31 @@ class RunDistributed(DistributedTrainer):
     def after_fit(self): self.unwrap()
 
 # %% ../../nbs/core/14_distributed.ipynb #d548047a
-def _own_noise(self, net, args):
+@patch
+def _own_noise(self:RunDistributed, net, args):
     if not net.training: return
     self.fork = torch.random.fork_rng([self.accelerator.device.index] if self.accelerator.device.type=='cuda' else [])
     self.fork.__enter__()
     torch.manual_seed((self.noise_seed*1_000_003 + self.learn.train_iter)*1009 + rank_distrib())
 
-def _common_noise(self, net, args, out):
+@patch
+def _common_noise(self:RunDistributed, net, args, out):
     if self.fork: self.fork.__exit__(None, None, None)
     self.fork = None
 
-def _after_pred(self): # running statistics are those of all processes
+@patch
+def after_pred(self:RunDistributed): # running statistics are those of all processes
     live = [s for m in self.norms if m.training for s in (m.running_mean, m.running_var)]
     if not live or not self.learn.training: return
     means = sum_ranks(torch.cat([s.flatten() for s in live]))/num_distrib()
     torch._foreach_copy_(live, [p.view_as(s) for p,s in zip(means.split([s.numel() for s in live]), live)])
 
-def _unwrap(self):
+@patch
+def unwrap(self:RunDistributed):
     "Give the learner its network and loaders back."
     if self.old_dls is None: return
     for h in self.hooks: h.remove()
     self.learn.model,self.learn.dls.loaders,self.old_dls,self.hooks,self.norms = get_model(self.learn.model),self.old_dls,None,[],[]
-
-RunDistributed._own_noise,RunDistributed._common_noise,RunDistributed.after_pred,RunDistributed.unwrap = _own_noise,_common_noise,_after_pred,_unwrap
 
 # %% ../../nbs/core/14_distributed.ipynb #3f5e05e7
 def several_devices(

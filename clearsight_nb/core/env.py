@@ -13,6 +13,7 @@ from dataclasses import dataclass,field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from fastcore.basics import patch
 from .files import list_some
 
 # %% ../../nbs/core/01_env.ipynb #7e7cb2d2
@@ -199,7 +200,8 @@ def _not_found(roots, slug, known_file, why):
     return FileNotFoundError(f'{want} was found: {why}\nWhat is there:\n{there}\n{mend}')
 
 # %% ../../nbs/core/01_env.ipynb #2d0f47a6
-def find_input(self,
+@patch
+def find_input(self:Env,
     slug:str, # Name of the data set, 'NAME' or 'OWNER/NAME'
     known_file:str=None, # A relative path that the data set must hold
 )->Path: # The folder of the data set; the one that holds `known_file`, if given
@@ -216,8 +218,6 @@ def find_input(self,
     elif named: why = f'{", ".join(map(_short, named))} is there but does not hold it.'
     else: why = 'no folder of that name, and none that holds it.'
     raise _not_found(self.roots, slug, known_file, why)
-
-Env.find_input = find_input
 
 # %% ../../nbs/core/01_env.ipynb #5b60abbf
 def _version(package):

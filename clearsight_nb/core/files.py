@@ -12,6 +12,7 @@ import errno,functools,hashlib,html,inspect,json,os,re,secrets
 from contextlib import contextmanager
 from dataclasses import dataclass,field
 from pathlib import Path
+from fastcore.basics import patch
 
 # %% ../../nbs/core/00_files.ipynb #62a94372
 def show_name(
@@ -72,7 +73,8 @@ class DataReport:
     def ok(self): return not self.errors
 
 # %% ../../nbs/core/00_files.ipynb #4bc103a5
-def raise_errors(self):
+@patch
+def raise_errors(self:DataReport):
     "Raise one `DataError` if there are errors; it names the first in full and counts the others."
     if self.ok: return
     first,*rest = self.errors
@@ -82,8 +84,6 @@ def raise_errors(self):
         mend += f' ({_count(len(rest), "more error")}: {more}; print the report to see all.)'
     raise DataError(first.file, first.fault, mend)
 
-DataReport.raise_errors = raise_errors
-
 # %% ../../nbs/core/00_files.ipynb #94ce2443
 def _count(n, word): return f'{n} {word}{"s"*(n!=1)}'
 def _summary(self): return f'{_count(len(self.errors), "error")}, {_count(len(self.warnings), "warning")}'
@@ -92,18 +92,20 @@ def _rows(self):
     return [[f.level, show_name(f.file), f.fault, f.mend] for f in shown]
 def _more(self): return f'… and {n} more' if (n := len(self.findings) - self.max_rows) > 0 else ''
 
-def _str(self):
+@patch
+def __repr__(self:DataReport):
     lines = [f'{self.title}: {_summary(self)}'] + [f'  {k}: {v}' for k,v in self.facts.items()]
     return '\n'.join(lines + ['{}: {}: {}. {}'.format(*r) for r in _rows(self)] + [m for m in [_more(self)] if m])
 
-def _html(self):
+@patch
+def _repr_html_(self:DataReport):
     tr = lambda cells, tag='td': '<tr>' + ''.join(f'<{tag}>{html.escape(str(c))}</{tag}>' for c in cells) + '</tr>'
     facts = f"<table>{''.join(map(tr, self.facts.items()))}</table>" if self.facts else ''
     head = tr(['', 'file', 'fault', 'mend'], 'th')
     found = f"<table>{head}{''.join(map(tr, _rows(self)))}</table>" if self.findings else ''
     return f'<p><b>{html.escape(self.title)}</b>: {_summary(self)}</p>{facts}{found}<p>{_more(self)}</p>'
 
-DataReport.__str__,DataReport.__repr__,DataReport._repr_html_ = _str,_str,_html
+DataReport.__str__ = DataReport.__repr__
 
 # %% ../../nbs/core/00_files.ipynb #b7a6bd08
 def safe_path(

@@ -8,6 +8,7 @@ __all__ = ['RainPatches', 'RainDL', 'fit_codec', 'derain_dls']
 # %% ../../nbs/derain/10_dls.ipynb #c70211d0
 import numpy as np,torch
 from fastai.data.all import DataLoaders,TfmdDL
+from fastcore.basics import patch
 from ..core.env import detect_env
 from ..core.files import DataError
 from .data import check_derain, read_photo, split_pairs
@@ -43,7 +44,8 @@ class RainPatches:
         return tuple(torch.from_numpy(np.ascontiguousarray(cut(x))).float()/255 for x in images)
 
 # %% ../../nbs/derain/10_dls.ipynb #c442e931
-def _images(self, i):
+@patch
+def images(self:RainPatches, i:int): # Number of the item
     "Rainy and clean picture of item `i`, 8 bit; `DataError` if they differ in size or are smaller than a patch"
     if (k := i%len(self.pairs)) in self.kept: return self.kept[k]
     pair = self.pairs[k]
@@ -55,8 +57,6 @@ def _images(self, i):
     self.room -= a.nbytes + b.nbytes
     if self.room>0: self.kept[k] = a,b
     return a,b
-
-RainPatches.images = _images
 
 # %% ../../nbs/derain/10_dls.ipynb #7a11af25
 class RainDL(TfmdDL):

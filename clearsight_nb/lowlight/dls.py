@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 import numpy as np,torch
 from fastai.data.all import DataLoaders
+from fastcore.basics import patch
 from torch.utils.data import DataLoader,Sampler
 from ..core.bands import d4
 from ..core.env import detect_env
@@ -57,7 +58,12 @@ class TileItems:
         return x,int(rng.integers(8)) if self.augment and self.fixed is None else 0
 
 # %% ../../nbs/lowlight/22_dls.ipynb #599b6d52
-def _cut(self, x, k, rng):
+@patch
+def cut(self:TileItems,
+    x, # Tile (c, h, w)
+    k:int, # Its number, for the error
+    rng, # NumPy's random generator
+): # (c, size, size)
     "A square of a tile, at random, or in the middle for validation."
     room = [n-self.size for n in x.shape[-2:]]
     if min(room)<0:
@@ -65,8 +71,6 @@ def _cut(self, x, k, rng):
         raise DataError(name, f'is {x.shape[-2]}×{x.shape[-1]} pixels, smaller than data.img_resolution={self.size}', 'Lower it, or set it to null for whole tiles.')
     i,j = (n//2 for n in room) if self.fixed is not None else (int(rng.integers(n+1)) for n in room)
     return x[:,i:i+self.size,j:j+self.size]
-
-TileItems.cut = _cut
 
 class Ticks(Sampler):
     "The numbers of the images of a tick, batch by batch."
@@ -134,7 +138,12 @@ def show_light(
     white = max(float(np.quantile(x.numpy(), .99)), 1e-3)
     return linear_to_srgb((x/white).clamp(0, 1).permute(0, 2, 3, 1).numpy())
 
-def _show_batch(self, b=None, max_n:int=8, size:float=1.4):
+@patch
+def show_batch(self:TileDL,
+    b=None, # A batch; None takes one
+    max_n:int=8, # Images
+    size:float=1.4, # Side of a picture, inches
+):
     "Draw images of a batch, brightened together so that one in a hundred values is white."
     import matplotlib.pyplot as plt
     x = (b or self.one_batch())[0][:max_n]
@@ -142,8 +151,6 @@ def _show_batch(self, b=None, max_n:int=8, size:float=1.4):
     for ax,pic in zip(axes[0], show_light(x)):
         ax.imshow(pic)
         ax.axis('off')
-
-TileDL.show_batch = _show_batch
 
 # %% ../../nbs/lowlight/22_dls.ipynb #38f79ce6
 def tile_dls(

@@ -10,6 +10,7 @@ __all__ = ['PUBLIC', 'PARTS', 'parse_member', 'tar_index', 'folder_index', 'Benc
 import os,re,tarfile
 from pathlib import Path
 import torch
+from fastcore.basics import patch
 from torch.utils.data import Dataset
 from ..core.files import DataError,DataReport,list_some,safe_path,show_name
 from .data import as_sample,fit_square,look_at_all,parse_object,read_light,read_trio
@@ -110,7 +111,8 @@ class BenchmarkSet(Dataset):
         return as_sample(x if self.image_size is None else fit_square(x, self.image_size), self.lights[i])
 
 # %% ../../nbs/shadow/04_benchmark.ipynb #bdf7884c
-def _read(self, group, part):
+@patch
+def _read(self:BenchmarkSet, group, part):
     "The bytes of a member"
     member,(path,start,n) = group[part]
     try:
@@ -121,11 +123,13 @@ def _read(self, group, part):
     if len(data)<n: raise DataError(f'{self.name}: {member}', f'is cut short: {len(data):,} of {n:,} bytes', _again)
     return data
 
-def _light(self, group):
+@patch
+def _light(self:BenchmarkSet, group):
     name = f'{self.name}: {group["metadata"][0]}'
     return read_light(parse_object(self._read(group, 'metadata'), name), name)
 
-def _load(self,
+@patch
+def load(self:BenchmarkSet,
     i:int, # Index of a sample
 ): # uint8 (5, h, w): red, green, blue, mask, shadow
     "Decode the pictures of a sample; `DataError` names a faulty one."
@@ -133,14 +137,13 @@ def _load(self,
     parts = PARTS[:3]
     return read_trio([self._read(self.groups[i], p) for p in parts], [self.member(i, p) for p in parts])
 
-def _track(self,
+@patch
+def track(self:BenchmarkSet,
     name:str, # One of `tracks`
 ): # A dataset of its samples
     "The samples of one track."
     if name not in self.tracks: raise KeyError(f'{self.name} has the tracks {", ".join(self.tracks)}, not {name!r}')
     return torch.utils.data.Subset(self, self.tracks[name])
-
-BenchmarkSet._read,BenchmarkSet._light,BenchmarkSet.load,BenchmarkSet.track = _read,_light,_load,_track
 
 # %% ../../nbs/shadow/04_benchmark.ipynb #0b64a4de
 def read_benchmark(

@@ -12,6 +12,7 @@ from copy import copy
 from pathlib import Path
 import numpy as np,torch
 from fastai.data.all import DataLoaders
+from fastcore.basics import patch
 from torch import Tensor
 from ..core.env import detect_env
 from ..core.files import DataError,in_turn
@@ -95,13 +96,16 @@ class ShadowDL:
         return self.ids[[order[p][0][k] for p,k in at]],np.array([self.flip and order[p][1][k] for p,k in at])
 
 # %% ../../nbs/shadow/23_dls.ipynb #8aad4846
-def _make(self, j):
+@patch
+def make(self:ShadowDL, j:int): # Number of the batch
+    "Batch `j` of this epoch: channels of object and light, and the shadow."
     ids,mirrored = self.draw(j)
     b = self.store.batch(ids)
     if mirrored.any(): b = mirror(b, torch.from_numpy(mirrored))
     return pack_cond(b),b['shadow_map']
 
-def _iter(self):
+@patch
+def __iter__(self:ShadowDL):
     with ThreadPoolExecutor(1) as pool:
         ahead = not self.store.keeps
         nxt = pool.submit(self.make, 0) if ahead and len(self) else None
@@ -110,14 +114,20 @@ def _iter(self):
             if ahead and j+1<len(self): nxt = pool.submit(self.make, j+1)
             yield tuple(o.to(self.device, non_blocking=True) for o in b) if self.device else b
 
-def _one_batch(self): return next(iter(self))
+@patch
+def one_batch(self:ShadowDL):
+    "The first batch of an epoch."
+    return next(iter(self))
 
-def _show_batch(self, b=None, max_n:int=8, **kwargs):
+@patch
+def show_batch(self:ShadowDL,
+    b=None, # A batch; None takes the first
+    max_n:int=8, # Samples
+    **kwargs, # For `show_shadows`
+):
     "Draw samples of a batch: object, shadow, and both together under their light."
     cond,shadow = (o.detach().cpu() for o in (b or self.one_batch()))
     return show_shadows(unpack_cond(cond) | dict(shadow_map=shadow), max_n, **kwargs)
-
-ShadowDL.make,ShadowDL.__iter__,ShadowDL.one_batch,ShadowDL.show_batch = _make,_iter,_one_batch,_show_batch
 
 # %% ../../nbs/shadow/23_dls.ipynb #089a3ad1
 def mirror(

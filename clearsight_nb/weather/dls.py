@@ -8,6 +8,7 @@ __all__ = ['PatchItems', 'PatchDL', 'patch_dls', 'weather_dls']
 # %% ../../nbs/weather/23_dls.ipynb #e854974b
 import numpy as np,torch
 from fastai.data.all import DataLoaders,TfmdDL
+from fastcore.basics import patch
 from ..core.env import detect_env
 from ..core.files import DataError
 from ..core.plain import to_unit
@@ -50,7 +51,8 @@ class PatchItems:
         return tuple(self.cut(x, at) for x in images)
 
 # %% ../../nbs/weather/23_dls.ipynb #58cf71a4
-def _images(self, i:int): # Number of the item
+@patch
+def images(self:PatchItems, i:int): # Number of the item
     "Input and truth of item `i` as pixels; `DataError` if they differ in size or are smaller than a patch."
     if (k := i%len(self.pairs)) in self.kept: return self.kept[k]
     pair = self.pairs[k]
@@ -66,13 +68,21 @@ def _images(self, i:int): # Number of the item
     return a,b
 
 # %% ../../nbs/weather/23_dls.ipynb #3ff3eb25
-def _cut(self, x, at):
+@patch
+def cut(self:PatchItems,
+    x, # Image as pixels (h, w, 3), uint8
+    at, # Rows of `windows`: top, left, mirrored
+): # (n, 3, patch, patch)
     "Patches of an image at rows of `windows`, in [0, 1]."
     p = self.patch
     cuts = np.stack([x[i:i+p,j:j+p][:,::-1] if m else x[i:i+p,j:j+p] for i,j,m in at])     # (n, p, p, 3)
     return torch.from_numpy(to_unit(cuts.transpose(0, 3, 1, 2).copy()))
 
-def _show(self, i, ax=None):
+@patch
+def show(self:PatchItems,
+    i:int, # Number of the item
+    ax=None, # matplotlib axes; made if None
+): # The axes
     "The input of item `i` with a frame around each patch."
     import matplotlib.pyplot as plt
     ax,x = ax or plt.subplots(figsize=(4, 4))[1],self.images(i)[0]
@@ -82,8 +92,6 @@ def _show(self, i, ax=None):
             ls='--' if m else '-'))
     ax.axis('off')
     return ax
-
-PatchItems.images,PatchItems.cut,PatchItems.show = _images,_cut,_show
 
 # %% ../../nbs/weather/23_dls.ipynb #2f3f4d92
 class PatchDL(TfmdDL):
