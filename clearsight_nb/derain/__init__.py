@@ -14,6 +14,7 @@ from ..core.diffusion import *
 from ..core.sampling import *
 from ..core.objectives import *
 from ..core.wrappers import *
+from ..core.patches import *
 from .data import *
 from .sample import *
 from .fourier import *
