@@ -1,16 +1,19 @@
-'What nbs/core/27_pictures, 30_viewer and 31_trajectory cannot show: every task, every kind of control, hostile names, no ipywidgets, bursts against slow drawings.'
+'What nbs/core/27_pictures, 29_controls, 30_viewer and the three pages 31 cannot show: every task, every kind of control, hostile names, no ipywidgets, bursts against slow drawings.'
 import asyncio, base64, io, math, subprocess, sys, time
 from html.parser import HTMLParser
 import numpy as np, pytest, torch
 from PIL import Image
 from conftest import ROOT
 from viewer_checks import check_controls, check_refused, check_state
+from clearsight_nb.core.compare import CompareViewer
+from clearsight_nb.core.controls import choice, slider, toggle
 from clearsight_nb.core.diffusion import EDM, VP
 from clearsight_nb.core.files import DataError, show_name
 from clearsight_nb.core.pictures import as_plane, as_uint8, fit, histogram_strip, join, legend_strip, montage, open_picture, text_strip, tint, titled, to_png
+from clearsight_nb.core.samples import SampleViewer, batch_items, split_sample
 from clearsight_nb.core.sampling import SAMPLERS, GaussianDenoiser, ddim, spaced, start
 from clearsight_nb.core.trajectory import Trajectory, TrajectoryViewer, record_trajectory
-from clearsight_nb.core.viewer import CompareViewer, SampleViewer, Viewer, batch_items, choice, slider, split_sample, toggle
+from clearsight_nb.core.viewer import Viewer
 
 W = pytest.importorskip('ipywidgets', reason='ipywidgets is not installed')
 

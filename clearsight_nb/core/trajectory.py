@@ -12,8 +12,9 @@ import numpy as np,torch
 from fastcore.basics import patch
 from PIL import Image,ImageDraw
 from torch import Tensor
+from .controls import slider
 from .pictures import as_plane,as_uint8,fit,join,letters,text_strip,titled
-from .viewer import Viewer,slider
+from .viewer import Viewer
 
 # %% ../../nbs/core/31_trajectory.ipynb #617d32c5
 class Trajectory(NamedTuple):

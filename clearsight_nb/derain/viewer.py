@@ -11,10 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 import numpy as np,torch
 from fastcore.basics import patch
+from ..core.controls import choice,slider,toggle
 from ..core.files import DataError
 from ..core.image_metrics import rgb_to_y
 from ..core.pictures import as_plane,as_uint8,fit,join,text_strip,titled
-from ..core.viewer import Viewer,choice,slider,toggle
+from ..core.viewer import Viewer
 from .data import derain_pairs,read_photo
 from .fourier import LEVELS,full_plane,image,log_magnitude,phase_difference,radius,spectrum
 

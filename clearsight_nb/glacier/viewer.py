@@ -12,10 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from ..core.bands import COMPOSITES,composite
+from ..core.controls import choice,slider
 from ..core.files import IGNORE,DataError
 from ..core.metrics import ConfusionMatrix
 from ..core.pictures import as_uint8,fit,join,legend_strip,text_strip,tint,titled
-from ..core.viewer import Viewer,choice,slider
+from ..core.viewer import Viewer
 from .data import CLASS_COLORS,BandStack,LabelCodec
 from .predict import Predictor
 

@@ -9,9 +9,10 @@ __all__ = ['camera_of', 'NoiseViewer']
 from functools import lru_cache
 import numpy as np,torch
 from fastcore.basics import patch
+from ..core.controls import choice,slider,toggle
 from ..core.image_metrics import psnr
 from ..core.pictures import as_plane,as_uint8,fit,join,titled
-from ..core.viewer import Viewer,choice,slider,toggle
+from ..core.viewer import Viewer
 from .enhance import display_rgb,enhance
 from .sensor import SAMPLE_CAMERA,Calibration,simulate,to_unit
 from .train import learner_prior

@@ -10,8 +10,9 @@ import math
 from functools import lru_cache
 import numpy as np
 from fastcore.basics import patch
+from ..core.controls import slider
 from ..core.pictures import as_uint8
-from ..core.viewer import Viewer,slider
+from ..core.viewer import Viewer
 from .cast import ShadowResult, cast_one, clean_map, frame_cutout, load_caster, picture_of, read_cutout, resampling, to_square, unfold
 from .render import Light,RANGES
 

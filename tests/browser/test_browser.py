@@ -14,7 +14,7 @@ from playwright.sync_api import sync_playwright
 
 LIMIT = 120 # seconds for a server to come up, a kernel to start and run; the machine may be busy
 CELL = '''import numpy as np
-from clearsight_nb.core.viewer import CompareViewer
+from clearsight_nb.core.compare import CompareViewer
 y,x = np.mgrid[:48,:64]/64
 left,right = np.stack([x, y, 1-x], -1),np.stack([y, 1-x, x], -1)
 viewer = CompareViewer(dict(left=left, right=right), px=320)'''
