@@ -6,9 +6,10 @@ from PIL import Image
 from conftest import light
 from clearsight_nb.core.files import DataError
 from clearsight_nb.core.photos import RAIN_LEVELS, add_rain, load_photo, photo_names
-from clearsight_nb.derain.data import (COLUMNS, NPZ_COLUMNS, RainPair, check_derain, derain_csv, derain_pairs, mag_and_phase, photo_of, read_npz,
-    read_pairs, read_photo, read_spectra, same_scenes, split_pairs, write_npz, write_spectra)
+from clearsight_nb.derain.check import check_derain
+from clearsight_nb.derain.pairs import COLUMNS, NPZ_COLUMNS, RainPair, derain_csv, derain_pairs, read_pairs, read_photo, same_scenes, split_pairs
 from clearsight_nb.derain.sample import derain_sample
+from clearsight_nb.derain.spectra import mag_and_phase, photo_of, read_npz, read_spectra, write_npz, write_spectra
 
 RNG = np.random.default_rng(0)
 

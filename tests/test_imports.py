@@ -19,7 +19,7 @@ def test_no_circle(): assert [*TopologicalSorter(graph()).static_order()]
 
 def test_downwards_only(): assert not (up := [*upward(graph())]), up
 
-@pytest.mark.parametrize('module,line', [('core.files', 'from clearsight_nb.weather.data import read_rgb'), ('weather.data', 'import clearsight_nb.derain.data'),
+@pytest.mark.parametrize('module,line', [('core.files', 'from clearsight_nb.weather.data import read_rgb'), ('weather.data', 'import clearsight_nb.derain.pairs'),
     ('weather.data', 'def f():\n from . import train'), ('weather.data', 'from .train import weather_learner'), ('core.files', 'from ..glacier import data')])
 def test_upward_arrows_are_seen(module, line): assert [*upward({module: [*imports(line, module)]})]
 

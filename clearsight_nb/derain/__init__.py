@@ -15,8 +15,10 @@ from ..core.sampling import *
 from ..core.objectives import *
 from ..core.wrappers import *
 from ..core.patches import *
-from .data import *
+from .pairs import *
+from .check import *
 from .sample import *
+from .spectra import *
 from .fourier import *
 from .recipe import *
 from .dls import *

@@ -23,8 +23,8 @@ from ..core.plain import described, network_for
 from ..core.sampling import SAMPLERS, spaced, start
 from ..core.tiling import predict_array
 from ..core.training import read_weights
-from .data import read_photo
 from .model import REACH, DerainNet, derain_net
+from .pairs import read_photo
 
 # %% ../../nbs/derain/40_derain.ipynb #88b5af48
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from fastai.data.all import DataLoaders,TfmdDL
 from fastcore.basics import patch
 from ..core.env import detect_env
 from ..core.files import DataError
-from .data import check_derain, read_photo, split_pairs
+from .check import check_derain
 from .fourier import Codec
+from .pairs import read_photo, split_pairs
 from .recipe import check_choices
 
 # %% ../../nbs/derain/10_dls.ipynb #ee3aa898

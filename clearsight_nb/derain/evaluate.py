@@ -13,9 +13,10 @@ from torch import Tensor
 from ..core.files import DataError, write_json
 from ..core.image_metrics import fidelity
 from ..core.recipe import recipe_hash
-from .data import check_derain, read_photo, split_pairs
+from .check import check_derain
 from .derain import derain_batch, derain_preset, load_derainer
 from .fourier import oracle
+from .pairs import read_photo, split_pairs
 
 # %% ../../nbs/derain/50_evaluate.ipynb #7bf44ce9
 def median_filter(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from ..core.files import DataError,atomic_write,check_manifest,in_turn,make_manifest,read_json,sweep_leftovers,write_json
 from ..core.photos import RAIN_LEVELS,add_rain,load_photo,photo_names
-from .data import derain_csv
+from .pairs import derain_csv
 
 # %% ../../nbs/derain/01_sample.ipynb #d9a6cf81
 def rain_grid(

@@ -16,8 +16,8 @@ from ..core.files import DataError
 from ..core.image_metrics import rgb_to_y
 from ..core.pictures import as_plane,as_uint8,fit,join,text_strip,titled
 from ..core.viewer import Viewer
-from .data import derain_pairs,read_photo
 from .fourier import LEVELS,full_plane,image,log_magnitude,phase_difference,radius,spectrum
+from .pairs import derain_pairs,read_photo
 
 # %% ../../nbs/derain/60_viewer.ipynb #402612c6
 def _photo(x): return torch.from_numpy(read_photo(x).transpose(2, 0, 1).copy()) if isinstance(x, (str, Path)) else torch.from_numpy(as_plane(x).x.copy())

@@ -128,7 +128,7 @@ def weather_picture(d):
 
 @reader(*PICTURES, make=_pictures)
 def derain_picture(d):
-    from clearsight_nb.derain.data import read_photo
+    from clearsight_nb.derain.pairs import read_photo
     return [_unit(read_photo(d/f)) for f in PICTURES if f!='c.png'] # which is transparent
 
 @reader(*PICTURES, make=_pictures)
@@ -403,26 +403,27 @@ def _derain(d):
     derain_sample(d, n=2, n_valid=1, size=32, variants=2, levels=('medium',), progress=False)
 @reader('train/*/*.png', 'train/data.csv', make=_derain)
 def derain_data(d):
-    from clearsight_nb.derain.data import check_derain
+    from clearsight_nb.derain.check import check_derain
     return len(check_derain(d, workers=1).pairs)
 @reader('train/data.csv', how='csv', make=_derain, name='derain_list')
 def derain_list(d):
-    from clearsight_nb.derain.data import read_pairs
+    from clearsight_nb.derain.pairs import read_pairs
     pairs = read_pairs(d/'train'/'data.csv')
     assert all(p.is_relative_to(d.resolve()) for pair in pairs for p in pair[:2])
     return len(pairs)
 
 def _spectra(d):
-    from clearsight_nb.derain.data import derain_pairs, write_spectra
+    from clearsight_nb.derain.pairs import derain_pairs
+    from clearsight_nb.derain.spectra import write_spectra
     _derain(d)
     write_spectra(derain_pairs(d/'train'), d/'train')
 @reader('train/spectra.csv', how='csv', make=_spectra)
 def spectra_list(d):
-    from clearsight_nb.derain.data import read_spectra
+    from clearsight_nb.derain.spectra import read_spectra
     return len(read_spectra(d/'train'/'spectra.csv'))
 @reader('train/rain*/*.npz', make=_spectra, exact=True)
 def spectrum(d):
-    from clearsight_nb.derain.data import read_npz
+    from clearsight_nb.derain.spectra import read_npz
     return [read_npz(f) for f in sorted(d.glob('train/rain*/*.npz'))]
 
 # ---- lowlight

@@ -45,7 +45,7 @@ PNGS = dict(zeros=lambda: png(13000, 13000), header=lambda: png(100_000, 100_000
 
 def _picture_readers():
     from clearsight_nb.core.pictures import open_picture
-    from clearsight_nb.derain.data import read_photo
+    from clearsight_nb.derain.pairs import read_photo
     from clearsight_nb.lowlight.blind import _srgb
     from clearsight_nb.shadow.cast import read_cutout
     from clearsight_nb.shadow.data import open_png
@@ -89,7 +89,7 @@ def _npy_head(shape, dtype='<f4'):
     return out.getvalue()
 
 def test_npy_and_npz(tmp_path):
-    from clearsight_nb.derain.data import read_npz
+    from clearsight_nb.derain.spectra import read_npz
     (tmp_path/'bomb.npy').write_bytes(_npy_head((10**6, 10**5)) + bytes(100))
     with zipfile.ZipFile(tmp_path/'zeros.npz', 'w', zipfile.ZIP_DEFLATED) as z, z.open('mag_and_phase.npy', 'w') as f:
         f.write(_npy_head((10_000, 2000, 6)))

@@ -42,10 +42,10 @@ def _readers():
         'shadow.cast.load_caster shadow.train.load_shadow shadow.models.load_net shadow.models.net_facts')
     encoder,predictor,exposure,camera,array = get('glacier.model.encoder_weights glacier.predict.Predictor lowlight.enhance.read_exposure lowlight.sensor.SAMPLE_CAMERA glacier.crossval._load_array')
     weights += [predictor.of, lambda f: encoder(torch.nn.Conv2d(3, 2, 1), f), lambda f: exposure(f, camera)]
-    arrays = get('core.plain.plain_array core.plain.plain_arrays derain.data.read_npz') + [lambda f: array(f, np.float16, 3)]
-    pixels = get('weather.data.read_rgb derain.data.read_photo core.pictures.open_picture shadow.cast.read_cutout glacier.data.read_tif shadow.benchmark.read_benchmark lowlight.raw.read_raw')
+    arrays = get('core.plain.plain_array core.plain.plain_arrays derain.spectra.read_npz') + [lambda f: array(f, np.float16, 3)]
+    pixels = get('weather.data.read_rgb derain.pairs.read_photo core.pictures.open_picture shadow.cast.read_cutout glacier.data.read_tif shadow.benchmark.read_benchmark lowlight.raw.read_raw')
     preset,legacy = get('core.recipe.load_recipe core.legacy.known_config')
-    settings = get('core.recipe.read_recipe weather.lists.published_config derain.data.read_pairs') + [lambda f: preset('weather', f), lambda f: legacy('weather', str(f))]
+    settings = get('core.recipe.read_recipe weather.lists.published_config derain.pairs.read_pairs') + [lambda f: preset('weather', f), lambda f: legacy('weather', str(f))]
     return {'.pt': weights, '.pth': weights, '.pth.tar': weights, '.pkl': weights+arrays, '.safetensors': weights, '.npz': arrays+weights, '.npy': arrays+weights, '.yaml': settings, '.yml': settings,
         '.png': pixels, '.tif': pixels, '.tar': pixels, '.dng': pixels}
 
@@ -116,7 +116,8 @@ def trap(tmp_path):
 @pytest.mark.parametrize('path', OUT)
 def test_paths_in_lists_and_metadata(path, trap):
     from clearsight_nb.core.files import check_manifest, safe_path
-    from clearsight_nb.derain.data import COLUMNS, NPZ_COLUMNS, read_pairs, read_spectra
+    from clearsight_nb.derain.pairs import COLUMNS, NPZ_COLUMNS, read_pairs
+    from clearsight_nb.derain.spectra import read_spectra
     from clearsight_nb.lowlight.sensor import Calibration, load_calibration
     from clearsight_nb.lowlight.tiles import read_metadata
     from clearsight_nb.weather.data import read_filelist
