@@ -32,10 +32,9 @@ SEEN,WRITTEN = collections.Counter(),[]
 
 def watch_items():
     "Count the numbers of training items that are read"
-    from clearsight_nb.derain.dls import RainPatches
+    from clearsight_nb.core.patches import PatchItems
     from clearsight_nb.glacier.dls import TileItems
     from clearsight_nb.lowlight.dls import TileItems as LightItems
-    from clearsight_nb.weather.dls import PatchItems
     def count(cls, name, training):
         old = getattr(cls, name)
         def read(self, i):
@@ -44,7 +43,7 @@ def watch_items():
         setattr(cls, name, read)
     count(TileItems, 'bands', lambda o, i: i<len(o.crops))
     count(LightItems, '__getitem__', lambda o, i: o.fixed is None)
-    for c in (RainPatches, PatchItems): count(c, '__getitem__', lambda o, i: not o.fixed)
+    count(PatchItems, '__getitem__', lambda o, i: not o.fixed)
     if 'shadow' not in CASES: return
     from clearsight_nb.shadow.dls import ShadowDL
     draw = ShadowDL.draw

@@ -292,10 +292,11 @@ def glacier(tmp):
 
 def weather(tmp):
     from clearsight_nb.weather.data import check_weather
-    from clearsight_nb.weather.dls import patch_dls
+    from clearsight_nb.core.patches import patch_dls
+    from clearsight_nb.weather.dls import WeatherPatches
     from clearsight_nb.weather.sample import weather_sample
     report = check_weather(weather_sample(tmp/'w', n=3, n_valid=1, size=32, kinds=('rain',), progress=False), patch=16, progress=False)
-    return patch_dls(report.train, report.valid, patch=16, patch_n=4, batch_size=2, workers=0, device='cpu'),{}
+    return patch_dls(*(WeatherPatches(o, 16, 4) for o in (report.train, report.valid)), batch_size=2, workers=0, device='cpu'),{}
 
 def derain(tmp):
     from clearsight_nb.core.recipe import load_recipe

@@ -5,8 +5,9 @@ import numpy as np, pytest, torch, yaml
 from PIL import Image
 import clearsight_nb
 from clearsight_nb.core.files import DataError
+from clearsight_nb.core.patches import patch_dls
 from clearsight_nb.weather.data import check_weather, leaks, read_filelist, read_pixels, read_rgb, weather_pairs
-from clearsight_nb.weather.dls import PatchItems, patch_dls
+from clearsight_nb.weather.dls import WeatherPatches
 from clearsight_nb.weather.lists import generate_filelist, prepare_allweather, published_config, write_kaggle_config
 
 RNG = np.random.default_rng(0)
@@ -173,7 +174,7 @@ def test_K8_no_validation_images(tmp_path, capsys, made):
     assert 'WARNING: No validation images' in capsys.readouterr().out
     config = yaml.safe_load(write_kaggle_config('new_allweather', tmp_path/'work', ready).read_text())
     assert config['data']['val_filelist'] is None
-    dls = patch_dls(ready.report.train, ready.report.valid, patch_n=1, batch_size=1, workers=0, device='cpu')
+    dls = loaders(ready.report.train, ready.report.valid, patch_n=1, batch_size=1, workers=0, device='cpu')
     assert len(dls.valid) == 0 and len(list(dls.train)) == 2
 
 def test_K9_truths(tmp_path):
@@ -208,7 +209,7 @@ def test_K10_K11_K12_seven_overrides(tmp_path, monkeypatch):
 
 def test_K13_effective_batch(tmp_path):
     report = check_weather(allweather(tmp_path, [f'{i}.png' for i in range(5)]), progress=False)
-    dls = patch_dls(report.train, batch_size=4, workers=0, device='cpu')
+    dls = loaders(report.train, batch_size=4, workers=0, device='cpu')
     assert dls.patches == 64 and dls.one_batch()[0].shape == (4, 16, 3, 64, 64)
 
 def test_K19_no_machine_path_in_the_package():
@@ -218,11 +219,14 @@ def test_K19_no_machine_path_in_the_package():
 
 # loaders
 
+def loaders(train, valid=(), patch=64, patch_n=16, flip=False, **kw):
+    return patch_dls(WeatherPatches(train, patch, patch_n, flip=flip), WeatherPatches(valid, patch, patch_n, fixed=True), **kw)
+
 def test_workers_and_restart_give_the_same_batches(tmp_path):
     "Batches of epoch 3 are the same in a fresh process state, with 0 or 2 workers."
     report = check_weather(allweather(tmp_path, [f'{i}.png' for i in range(6)]), progress=False)
     def epoch(workers, before=0):
-        dls = patch_dls(report.train, report.valid, patch=32, patch_n=3, batch_size=2, workers=workers, flip=True, device='cpu')
+        dls = loaders(report.train, report.valid, patch=32, patch_n=3, batch_size=2, workers=workers, flip=True, device='cpu')
         for _ in range(before): list(dls.train)
         for o in (torch.manual_seed, np.random.seed, random.seed): o(1)
         dls.train.rng.seed(1)
@@ -234,9 +238,9 @@ def test_workers_and_restart_give_the_same_batches(tmp_path):
 def test_faults_in_items_are_named(tmp_path):
     "Files that change after the check still give an error that names them, from a worker too."
     pairs = check_weather(allweather(tmp_path), progress=False).train
-    with pytest.raises(DataError, match='smaller than a patch of 81×81'): PatchItems(pairs, patch=81)[0]
+    with pytest.raises(DataError, match='smaller than a patch of 81×81'): WeatherPatches(pairs, patch=81)[0]
     write(pairs[0].gt, (70, 70))
-    with pytest.raises(DataError, match='its truth is 70×70'): PatchItems(pairs)[0]
+    with pytest.raises(DataError, match='its truth is 70×70'): WeatherPatches(pairs)[0]
     pairs[0].gt.write_bytes(b'')
-    dls = patch_dls(pairs[:1], patch_n=1, batch_size=1, workers=1, device='cpu')
+    dls = loaders(pairs[:1], patch_n=1, batch_size=1, workers=1, device='cpu')
     with pytest.raises(Exception, match='is empty'): list(dls.train)

@@ -9,16 +9,16 @@ __all__ = ['DERAIN_PRESETS', 'DerainPreset', 'derain_preset', 'Derainer', 'load_
 import json
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 import numpy as np,torch
 from fastai.basics import get_model
 from fastprogress import progress_bar
 from omegaconf import OmegaConf
-from PIL import Image
 from torch import Tensor
+from ..core.apply import picture_tensor, result_names
 from ..core.diffusion import VP, Denoiser
-from ..core.files import DataError, atomic_write, list_images, sweep_leftovers
+from ..core.files import DataError, atomic_write, sweep_leftovers
+from ..core.pictures import as_uint8, to_png
 from ..core.plain import described, network_for
 from ..core.sampling import SAMPLERS, spaced, start
 from ..core.tiling import predict_array
@@ -132,44 +132,20 @@ def derain_batch(
     return out.clamp(0, 1).cpu()
 
 # %% ../../nbs/derain/40_derain.ipynb #d4375980
-def _tensor(image):
-    "float32 (1, 3, h, w) in [0, 1] from whatever a picture may be"
-    if isinstance(image, (str, Path)): image = read_photo(image)
-    if isinstance(image, Image.Image): image = np.asarray(image.convert('RGB'))
-    if isinstance(image, np.ndarray):
-        if image.ndim!=3 or image.shape[2]!=3: raise ValueError(f'an array of a picture is (h, w, 3), not {image.shape}')
-        image = torch.from_numpy(np.ascontiguousarray(image.transpose(2,0,1)))
-    image = image.as_subclass(Tensor)
-    if image.dtype==torch.uint8: image = image.float()/255
-    if image.ndim!=3 or image.shape[0]!=3 or not image.is_floating_point(): raise ValueError(f'a tensor of a picture is (3, h, w), float or uint8, not {tuple(image.shape)}')
-    if not (image.min()>=0 and image.max()<=1): raise ValueError(f'a picture is in [0, 1], this one in {image.min():.3g}…{image.max():.3g}')
-    return image[None].float()
-
 def _mean(derainer, image, samples, seed, **kwargs): # of samples; (h, w, 3)
     x = sum(derain_batch(derainer, image, seed=seed+k, **kwargs) for k in range(samples))/samples
     return np.ascontiguousarray(x[0].permute(1,2,0).numpy())
 
-def _png(x):
-    Image.fromarray(np.uint8(np.round(x*255))).save(whole := BytesIO(), format='PNG')
-    return whole.getvalue()
+
 
 # %% ../../nbs/derain/40_derain.ipynb #600a6c31
-def _targets(source, out):
-    "Input → file to write, for all pictures below a folder; names stay unique"
-    files = list_images(source)
-    if not files: raise DataError(source, 'holds no pictures', 'Give a folder with PNG, JPEG, TIFF, BMP or WebP files.')
-    names = [Path(f).with_suffix('.png') for f in files]
-    return {source/f: out/(n if names.count(n)==1 else Path(f).with_name(Path(f).name+'.png')) for f,n in zip(files, names)}
-
 def _folder(derainer, source, out, overwrite, progress, samples, seed, **kwargs):
-    if out is None: raise ValueError('give `out`, the folder for the derained pictures')
-    if (out := Path(out)).resolve()==source.resolve(): raise ValueError(f'{out} holds the inputs: give another folder for the results')
-    targets = _targets(source, out)
+    targets = {f: Path(out)/name for f,name in result_names(source, out).items()}
     for f in targets: read_photo(f) # look at all of them before the first
     for d in {to.parent for to in targets.values()}: sweep_leftovers(d)
     for f,to in progress_bar(targets.items(), total=len(targets), display=progress):
         if to.exists() and not overwrite: continue
-        data = _png(_mean(derainer, _tensor(f), samples, seed, **kwargs))
+        data = to_png(as_uint8(_mean(derainer, picture_tensor(f, read_photo), samples, seed, **kwargs)), 6)
         with atomic_write(to) as o: o.write(data)
     return list(targets.values())
 
@@ -192,4 +168,4 @@ def derain(
     if samples<1: raise ValueError(f'samples is 1 or more, not {samples}')
     d,how = load_derainer(weights, device),dict(samples=samples, seed=seed, preset=preset, tile=tile, guidance=guidance, amp=amp)
     if isinstance(source, (str, Path)) and Path(source).is_dir(): return _folder(d, Path(source), out, overwrite, progress, **how)
-    return _mean(d, _tensor(source), **how)
+    return _mean(d, picture_tensor(source, read_photo), **how)

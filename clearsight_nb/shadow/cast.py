@@ -18,8 +18,9 @@ from fastprogress import progress_bar
 from PIL import Image,ImageOps
 from torch import Tensor,nn
 import clearsight_nb
+from ..core.apply import result_names
 from ..core.checkpoints import read_checkpoint
-from ..core.files import DataError, atomic_write, list_images
+from ..core.files import DataError, atomic_write
 from ..core.plain import plain_image, described
 from ..core.training import read_weights
 from .models import pack_cond
@@ -307,17 +308,8 @@ def cast_one(
     return unfold(s.numpy(), frame, cutout, light, expand)
 
 # %% ../../nbs/shadow/50_cast.ipynb #8610e9b7
-def _targets(source, out):
-    "Cut-out → name of its results, for all pictures below a folder; names stay unique"
-    if out is None: raise ValueError('give `out`, the folder for the results')
-    if Path(out).resolve()==source.resolve(): raise ValueError(f'{out} holds the cut-outs: give another folder for the results')
-    files = list_images(source)
-    if not files: raise DataError(source, 'holds no pictures', 'Give a folder with PNG or WebP files.')
-    names = [f.with_suffix('.png') for f in files]
-    return {source/f: n if names.count(n)==1 else f.with_name(f'{f.name}.png') for f,n in zip(files, names)}
-
 def _folder(caster, source, out, make, overwrite, progress):
-    targets,written = _targets(source, out),[]
+    targets,written = result_names(source, out),[]
     for f in targets: read_cutout(f) # look at all of them before the first
     for f,name in progress_bar(targets.items(), total=len(targets), display=progress):
         files = [Path(out)/kind/name for kind in ('merged', 'shadows')]

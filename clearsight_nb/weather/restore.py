@@ -9,16 +9,15 @@ __all__ = ['RESTORE_PRESETS', 'RestorePreset', 'find_preset', 'restore_cost', 'R
 # %% ../../nbs/weather/40_restore.ipynb #0220b185
 import json
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 import numpy as np,torch
 from fastprogress import progress_bar
 from omegaconf import OmegaConf
-from PIL import Image
 from torch import Tensor
+from ..core.apply import picture_tensor, result_names
 from ..core.diffusion import VP, Denoiser, concat_cond
-
-from ..core.files import DataError, atomic_write, list_images
+from ..core.files import DataError, atomic_write, sweep_leftovers
+from ..core.pictures import as_uint8, to_png
 from ..core.plain import described, network_for
 from ..core.sampling import SAMPLERS, spaced, start
 from ..core.training import read_weights
@@ -130,19 +129,6 @@ def restore_batch(
     return (x+1).div_(2).clamp_(0, 1).cpu()
 
 # %% ../../nbs/weather/40_restore.ipynb #a71dff96
-def _tensor(image):
-    "float32 (1, 3, h, w) in [0, 1] from whatever a picture may be"
-    if isinstance(image, (str, Path)): image = read_rgb(image)
-    if isinstance(image, Image.Image): image = np.array(image.convert('RGB'))
-    if isinstance(image, np.ndarray):
-        if image.ndim!=3 or image.shape[2]!=3: raise ValueError(f'an array of a picture is (h, w, 3), not {image.shape}')
-        image = torch.from_numpy(np.require(image, requirements='CW')).permute(2,0,1)
-    image = image.as_subclass(Tensor)
-    if image.dtype==torch.uint8: image = image.float()/255
-    if image.ndim!=3 or image.shape[0]!=3 or not image.is_floating_point(): raise ValueError(f'a tensor of a picture is (3, h, w), float or uint8, not {tuple(image.shape)}')
-    if not (image.min()>=0 and image.max()<=1): raise ValueError(f'a picture is in [0, 1], this one in {image.min():.3g}…{image.max():.3g}')
-    return image[None].float()
-
 def _one(restorer, image, preset, samples, seed, batch, progress):
     "Mean and standard deviation of restored samples, (3, h, w) each"
     p = find_preset(preset or restorer.preset)
@@ -159,27 +145,15 @@ def _one(restorer, image, preset, samples, seed, batch, progress):
 def _array(x): return np.ascontiguousarray(x.permute(1,2,0).numpy())
 
 # %% ../../nbs/weather/40_restore.ipynb #7b121395
-def _png(x):
-    Image.fromarray(np.uint8(np.round(x*255))).save(whole := BytesIO(), format='PNG')
-    return whole.getvalue()
-
-def _targets(source, out):
-    "Input → file to write, for all pictures below a folder; names stay unique"
-    files = list_images(source)
-    if not files: raise DataError(source, 'holds no pictures', 'Give a folder with PNG, JPEG, TIFF, BMP or WebP files.')
-    names = [Path(f).with_suffix('.png') for f in files]
-    return {source/f: out/(n if names.count(n)==1 else Path(f).with_name(Path(f).name+'.png')) for f,n in zip(files, names)}
-
 def _folder(restorer, source, out, preset, samples, seed, batch, progress, overwrite):
-    if out is None: raise ValueError('give `out`, the folder for the restored pictures')
-    if (out := Path(out)).resolve()==source.resolve(): raise ValueError(f'{out} holds the inputs: give another folder for the results')
-    targets = _targets(source, out)
+    targets = {f: Path(out)/name for f,name in result_names(source, out).items()}
     for f in targets: read_rgb(f) # look at all of them before the first
+    for d in {to.parent for to in targets.values()}: sweep_leftovers(d)
     for f,to in progress_bar(targets.items(), total=len(targets), display=progress):
         if to.exists() and not overwrite: continue
-        mean,std = _one(restorer, _tensor(f), preset, samples, seed, batch, False)
+        mean,std = _one(restorer, picture_tensor(f, read_rgb), preset, samples, seed, batch, False)
         for path,x in [(to, mean)] + ([(to.with_suffix('.std.png'), std)] if samples>1 else []):
-            with atomic_write(path) as o: o.write(_png(_array(x)))
+            with atomic_write(path) as o: o.write(to_png(as_uint8(_array(x)), 6))
     return list(targets.values())
 
 # %% ../../nbs/weather/40_restore.ipynb #c096f7fe
@@ -201,5 +175,5 @@ def restore(
     restorer = load_restorer(weights, device, amp)
     if isinstance(source, (str, Path)) and Path(source).is_dir():
         return _folder(restorer, Path(source), out, preset, samples, seed, batch, progress, overwrite)
-    mean,std = _one(restorer, _tensor(source), preset, samples, seed, batch, progress)
+    mean,std = _one(restorer, picture_tensor(source, read_rgb), preset, samples, seed, batch, progress)
     return (_array(mean),_array(std)) if samples>1 else _array(mean)
