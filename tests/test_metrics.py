@@ -1,7 +1,8 @@
-'What nbs/core/10_metrics.ipynb cannot show: two processes, GPU, odd inputs, brute force.'
+'What nbs/core/10_metrics.ipynb and 11_training_metrics.ipynb cannot show: two processes, GPU, odd inputs, brute force.'
 import os, pickle, socket, sys, warnings
 import numpy as np, pytest, torch
 from clearsight_nb.core.metrics import *
+from clearsight_nb.core.training_metrics import *
 
 NAMES = ['rock', 'ice', 'debris', 'lake']
 

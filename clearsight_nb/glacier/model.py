@@ -9,8 +9,8 @@ __all__ = ['adapt_stem', 'rgb_stem', 'encoder_weights', 'glacier_model', 'Freeze
 import torch
 from fastai.vision.all import Callback, Learner, nn
 from ..core.files import DataError
-from ..core.metrics import RK, class_metrics
 from ..core.training import recipe_learner
+from ..core.training_metrics import RK, class_metrics
 from .data import CLASS_NAMES
 from .losses import GlacierLoss, ramp_callbacks
 from .networks import check_heads, make_network
