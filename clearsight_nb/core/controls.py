@@ -25,6 +25,7 @@ def _make(kind, value, name, **about):
     look = dict(style=dict(description_width='6.5em'), layout=W.Layout(width='26em', max_width='100%')) if kind!='ToggleButton' else {}
     return getattr(W, kind)(value=value, description=name, **about, **look)
 
+# %% ../../nbs/core/29_controls.ipynb #593521ee
 def slider(
     value, # At first; a whole number for a slider of whole numbers
     lo, # Lowest value
@@ -75,6 +76,7 @@ def _bounds(control): # whether a control may have a value, and what it may have
     kind = type(control.value)
     return lambda v: isinstance(v, kind),f'a {kind.__name__}'
 
+# %% ../../nbs/core/29_controls.ipynb #b55a2601
 def check_state(
     controls:dict, # Name → control
     values:dict, # Name → value

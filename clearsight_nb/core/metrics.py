@@ -114,6 +114,7 @@ def _parts(self:ConfusionMatrix):
     m = self.matrix.cpu().numpy().astype(np.float64)
     return m.diagonal(),m.sum(1),m.sum(0)
 
+# %% ../../nbs/core/10_metrics.ipynb #65531f14
 @patch
 def iou(self:ConfusionMatrix)->np.ndarray: # (C,), 0..1
     "Intersection over union of each class; NaN when neither in the truth nor in the prediction"
@@ -161,6 +162,7 @@ def accuracy(self:ConfusionMatrix)->float: # 0..1
     tp,t,_ = self._parts()
     return float(tp.sum()/t.sum()) if t.sum() else math.nan
 
+# %% ../../nbs/core/10_metrics.ipynb #283caa66
 @patch
 def balanced_accuracy(self:ConfusionMatrix)->float: # 0..1
     "Mean recall over the classes of the truth"

@@ -33,6 +33,7 @@ def _note(x):
     if not isinstance(x, (list, tuple)): return rounded(x)
     return ', '.join(map(rounded, x)) if len(x)<=8 else f'{len(x)} values'
 
+# %% ../../nbs/core/31_samples.ipynb #128c6f31
 def split_sample(
     item, # A tuple, a named tuple, a dict, or one part; see `as_plane`. Whole numbers (h, w) are a mask
     names=('input', 'target'), # Of the parts of a tuple
@@ -66,6 +67,7 @@ def batch_items(
     if isinstance(batch, dict): return [dict(zip(batch, o)) for o in zip(*batch.values())]
     return list(zip(*batch)) if isinstance(batch, (tuple, list)) else list(batch)
 
+# %% ../../nbs/core/31_samples.ipynb #05e35d72
 def sample_source(
     source, # DataLoaders, of which the training samples; a DataLoader; a data set or list; a folder of pictures
     px:int=None, # For a folder: decode pictures no larger than this needs

@@ -20,10 +20,10 @@ from fastcore.imports import in_notebook
 from fastprogress.fastprogress import format_time
 from omegaconf import OmegaConf
 from .callbacks import Accumulate, ClipGradients, EMACallback, FiniteGuard, TrainingCallback, all_ranks
-from .checkpoints import (Checkpointer, RunLearner, TimeBudget, check_recipe, checkpoint_weights, read_checkpoint, seed_all,
-                                            stop_on_signals)
+from .checkpoints import Checkpointer, TimeBudget, check_recipe, checkpoint_weights, read_checkpoint, stop_on_signals
 from .env import detect_env, keep_freed_memory, return_freed_memory
 from .files import DataError, append_line, atomic_write, sweep_leftovers
+from .learner import RunLearner, seed_all
 from .recipe import recipe_hash, save_recipe
 from .schedules import RateSchedule, SetEpoch, Watch
 

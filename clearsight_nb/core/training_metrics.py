@@ -109,6 +109,7 @@ class ClassIoU(CountMetric):
     def name(self): return self._name
     def score(self, total): return float(total.iou()[self.k])
 
+# %% ../../nbs/core/11_training_metrics.ipynb #12d4bf3a
 class TileRK(CountMetric):
     "Mean over the items of the validation set of each one's R_K"
     name = 'tile_r_k'

@@ -5,6 +5,7 @@ from ..core.recipe import *
 from ..core.files import *
 from ..core.photos import *
 from ..core.callbacks import *
+from ..core.learner import *
 from ..core.schedules import *
 from ..core.checkpoints import *
 from ..core.training import *

@@ -8,6 +8,7 @@ from ..core.store import *
 from ..core.metrics import *
 from ..core.callbacks import *
 from ..core.training_metrics import *
+from ..core.learner import *
 from ..core.schedules import *
 from ..core.checkpoints import *
 from ..core.previous import *
