@@ -7,13 +7,14 @@ from clearsight_nb.core.files import DataError
 from clearsight_nb.core.photos import load_photo, srgb_to_linear
 from clearsight_nb.core.sampling import GaussianDenoiser
 from clearsight_nb.lowlight.blind import NoiseModel, enhance_blind, estimate_noise
-from clearsight_nb.lowlight.enhance import (DCTPrior, check_alpha, display_rgb, enhance, fit_exposure, inverse_anscombe, measure,
-    non_local_means, read_exposure, row_offsets, stitch)
+from clearsight_nb.lowlight.enhance import display_rgb, enhance, stitch
 from clearsight_nb.lowlight.evaluate import colouredness, evaluate_lowlight, lowlight_scores, paired_interval, whiteness
+from clearsight_nb.lowlight.exposure import check_alpha, fit_exposure, measure, read_exposure, row_offsets
 from clearsight_nb.lowlight.guidance import hqs
 from clearsight_nb.lowlight.likelihoods import Gaussian, Heteroscedastic, Measurement
 from clearsight_nb.lowlight.sensor import Calibration, simulate, to_unit
 from clearsight_nb.lowlight.tiles import read_tile, write_tile
+from clearsight_nb.lowlight.untrained import DCTPrior, inverse_anscombe, non_local_means
 
 CAL = Calibration(gain=4., read=2., row=0., black=(512.,), white=4512.)
 def scene(size=48, at=(60, 80)): return np.ascontiguousarray(srgb_to_linear(load_photo('coffee', 200))[at[0]:at[0]+size,at[1]:at[1]+size])

@@ -11,8 +11,9 @@ from clearsight_nb.glacier.data import BandStack
 from clearsight_nb.glacier.predict import Predictor
 from clearsight_nb.glacier.sample import glacier_sample
 from clearsight_nb.glacier.viewer import ERRORS, GlacierViewer, tile_readers
-from clearsight_nb.lowlight.enhance import DCTPrior, display_rgb
+from clearsight_nb.lowlight.enhance import display_rgb
 from clearsight_nb.lowlight.sensor import to_unit
+from clearsight_nb.lowlight.untrained import DCTPrior
 from clearsight_nb.lowlight.viewer import NoiseViewer, camera_of
 from clearsight_nb.shadow.cast import ShadowCaster, cast_shadow
 from clearsight_nb.shadow.models import shadow_net

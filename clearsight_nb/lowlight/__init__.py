@@ -29,6 +29,8 @@ from .recipe import *
 from .prior import *
 from .dls import *
 from .train import *
+from .exposure import *
+from .untrained import *
 from .enhance import *
 from .blind import *
 from .evaluate import *

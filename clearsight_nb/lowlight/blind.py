@@ -11,9 +11,10 @@ import numpy as np,torch,torch.nn.functional as F
 from pathlib import Path
 from torch import Tensor
 from ..core.pictures import open_picture
-from .enhance import DCTPrior, stitch
+from .enhance import stitch
 from .guidance import Counted, hqs
 from .likelihoods import Gaussian, Measurement
+from .untrained import DCTPrior
 
 # %% ../../nbs/lowlight/31_blind.ipynb #0faf06eb
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from fastprogress import progress_bar
 from torch import Tensor
 from ..core.files import DataError, write_json
 from ..core.image_metrics import ssim
-from .enhance import MODES, check_alpha, display_rgb, enhance, read_exposure
+from .enhance import MODES, display_rgb, enhance
+from .exposure import check_alpha, read_exposure
 
 # %% ../../nbs/lowlight/40_evaluate.ipynb #60b72b44
 BINS = 0,10,50,100,500,math.inf # expected electrons

@@ -443,7 +443,7 @@ def lowlight_metadata(d):
     return len(tiles.pairs())
 @reader('pt_tiles/**/*.pt', make=_lowlight, exact=True)
 def lowlight_tile(d):
-    from clearsight_nb.lowlight.enhance import read_exposure
+    from clearsight_nb.lowlight.exposure import read_exposure
     return [read_exposure(f).light.numpy() for f in sorted(d.glob('pt_tiles/**/*.pt'))[:3]]
 
 def _packed(d):

@@ -40,7 +40,7 @@ def _readers():
     weights = get('core.plain.plain_torch core.checkpoints.read_checkpoint core.training.read_weights glacier.transfer.load_weights glacier.ensemble.unpack_ensemble lowlight.tiles.read_tile '
         'lowlight.prior.load_prior weather.checkpoint.read_weatherdiff weather.checkpoint.load_weatherdiff weather.restore.load_restorer derain.derain.load_derainer '
         'shadow.cast.load_caster shadow.train.load_shadow shadow.models.load_net shadow.models.net_facts')
-    encoder,predictor,exposure,camera,array = get('glacier.model.encoder_weights glacier.predict.Predictor lowlight.enhance.read_exposure lowlight.sensor.SAMPLE_CAMERA glacier.crossval._load_array')
+    encoder,predictor,exposure,camera,array = get('glacier.model.encoder_weights glacier.predict.Predictor lowlight.exposure.read_exposure lowlight.sensor.SAMPLE_CAMERA glacier.crossval._load_array')
     weights += [predictor.of, lambda f: encoder(torch.nn.Conv2d(3, 2, 1), f), lambda f: exposure(f, camera)]
     arrays = get('core.plain.plain_array core.plain.plain_arrays derain.spectra.read_npz') + [lambda f: array(f, np.float16, 3)]
     pixels = get('weather.data.read_rgb derain.pairs.read_photo core.pictures.open_picture shadow.cast.read_cutout glacier.data.read_tif shadow.benchmark.read_benchmark lowlight.raw.read_raw')
