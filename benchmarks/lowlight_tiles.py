@@ -2,8 +2,9 @@
 import tempfile, time
 from pathlib import Path
 import numpy as np, torch
+from clearsight_nb.lowlight.metadata import Tile
 from clearsight_nb.lowlight.shards import ROUNDING, pack_tiles
-from clearsight_nb.lowlight.tiles import Tile, write_tile
+from clearsight_nb.lowlight.tiles import write_tile
 
 MINUTES = 0.3
 

@@ -4,9 +4,10 @@ import numpy as np, pytest, torch
 from clearsight_nb.core.files import DataError
 from clearsight_nb.lowlight import raw as raw_module, raw_tiles
 from clearsight_nb.lowlight.demosaicing import demosaic, demosaic_mosaic, demosaic_variance, preview
+from clearsight_nb.lowlight.metadata import read_metadata
 from clearsight_nb.lowlight.raw import cfa, pack, raw_facts, read_raw, write_dng
 from clearsight_nb.lowlight.raw_tiles import even_starts, exposure_in_name, plan_tiles, tile_raw
-from clearsight_nb.lowlight.tiles import read_metadata, read_tile
+from clearsight_nb.lowlight.tiles import read_tile
 
 BAYER = ['RGGB', 'BGGR', 'GRBG', 'GBRG']
 XTRANS = 'GBRGRBRGGBGGBGGRGGGRBGBRBGGRGGRGGBGG'

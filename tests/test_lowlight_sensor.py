@@ -114,8 +114,9 @@ def _sample(root): return lowlight_sample(root/'s', n=5, n_valid=2, n_test=2, si
 def sample(tmp_path_factory): return _sample(tmp_path_factory.mktemp('lowlight'))
 
 def test_sample_is_read_by_tiles(sample):
-    "What this writes, 00_tiles reads: counts, splits, pairs, exposures; and no photograph is in two splits."
-    from clearsight_nb.lowlight.tiles import read_metadata, read_tile
+    "What this writes, 01_metadata reads: counts, splits, pairs, exposures; and no photograph is in two splits."
+    from clearsight_nb.lowlight.metadata import read_metadata
+    from clearsight_nb.lowlight.tiles import read_tile
     tiles = read_metadata(sample/'metadata.json')
     assert len(tiles) == 5 + 3*2 + 3*2 and len(tiles.select('train')) == 5 and all(t.clean for t in tiles.select('train'))
     assert len(tiles.pairs()) == 8

@@ -6,9 +6,9 @@ import numpy as np, pytest, torch
 from clearsight_nb.core.files import DataError, read_json, write_json
 from clearsight_nb.core.photos import load_photo, srgb_to_linear
 from clearsight_nb.lowlight import shards
+from clearsight_nb.lowlight.metadata import TileSet, Tiles, read_metadata, write_metadata
 from clearsight_nb.lowlight.shards import ROUNDING, STEPS, StoreSet, TileStore, dequantise, pack_tiles, quantise
-from clearsight_nb.lowlight.tiles import (EXPOSURE_IN_ID, TileSet, Tiles, clean_by, hash_split, read_metadata, read_split_lists,
-    read_tile, seconds, write_metadata, write_tile)
+from clearsight_nb.lowlight.tiles import EXPOSURE_IN_ID, clean_by, hash_split, read_split_lists, read_tile, seconds, write_tile
 from clearsight_nb.lowlight.validate import check_lowlight, find_metadata, validate_tiles
 
 SCENES = {'00001': 'train', '00002': 'train', '20001': 'val', '10003': 'test'}

@@ -239,7 +239,7 @@ def _score_glacier(verb, path, data, kw):
 
 def _score_lowlight(verb, path, data, kw):
     import pandas as pd
-    tiles,groups = find('lowlight.tiles:read_metadata')(find('lowlight.validate:find_metadata')(data)),{}
+    tiles,groups = find('lowlight.metadata:read_metadata')(find('lowlight.validate:find_metadata')(data)),{}
     for noisy,clean in tiles.pairs('test') or tiles.pairs():
         alpha = kw.get('alpha') or noisy.meta.get('exposure_ratio') or noisy.exposure/clean.exposure
         groups.setdefault(alpha, {})[noisy.id] = noisy.path,clean.path

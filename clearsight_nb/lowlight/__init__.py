@@ -16,8 +16,9 @@ from ..core.sampling import *
 from ..core.objectives import *
 from ..core.wrappers import *
 from .tiles import *
-from .validate import *
+from .metadata import *
 from .shards import *
+from .validate import *
 from .sensor import *
 from .raw import *
 from .demosaicing import *

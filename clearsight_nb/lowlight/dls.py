@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader,Sampler
 from ..core.bands import d4
 from ..core.env import detect_env
 from ..core.files import DataError
+from .metadata import TileSet
 from .prior import fit_edm_stats
 from .recipe import plan_training
 from .shards import TileStore
-from .tiles import TileSet
 from .validate import check_lowlight
 
 # %% ../../nbs/lowlight/22_dls.ipynb #708479cf

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np, torch
 from ..core.files import DataError, read_json, show_name, write_json
 from .demosaicing import demosaic
+from .metadata import write_metadata
 from .raw import pack, raw_facts, read_raw
-from .tiles import hash_split, read_split_lists, read_tile, split_name, write_metadata, write_tile
+from .tiles import hash_split, read_split_lists, read_tile, split_name, write_tile
 
 # %% ../../nbs/lowlight/06_raw_tiles.ipynb #2a54509c
 def even_starts(

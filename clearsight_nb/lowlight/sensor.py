@@ -17,7 +17,8 @@ from ..core.files import DataError,atomic_write,check_manifest,in_turn,make_mani
 from ..core.files import read_json,safe_path,sweep_leftovers,write_json
 from ..core.plain import plain_array
 from ..core.photos import PHOTOS,load_photo,srgb_to_linear
-from .tiles import write_metadata,write_tile
+from .metadata import write_metadata
+from .tiles import write_tile
 
 # %% ../../nbs/lowlight/03_sensor.ipynb #91252623
 def _number(name, v, low=-np.inf, above=False):

@@ -13,7 +13,8 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..core.files import DataError,DataReport,check_manifest,make_manifest,read_json,write_json
 from ..core.store import BandStore
-from .tiles import LIMIT,read_metadata,split_name,tile_fault
+from .metadata import read_metadata
+from .tiles import LIMIT,split_name,tile_fault
 
 # %% ../../nbs/lowlight/02_shards.ipynb #23ea8589
 STEPS = 29788 # codes from 0 to 1

@@ -119,7 +119,7 @@ def test_paths_in_lists_and_metadata(path, trap):
     from clearsight_nb.derain.pairs import COLUMNS, NPZ_COLUMNS, read_pairs
     from clearsight_nb.derain.spectra import read_spectra
     from clearsight_nb.lowlight.sensor import Calibration, load_calibration
-    from clearsight_nb.lowlight.tiles import read_metadata
+    from clearsight_nb.lowlight.metadata import read_metadata
     from clearsight_nb.weather.data import read_filelist
     def refused(read, *names):
         with pytest.raises(DataError) as e: read()
