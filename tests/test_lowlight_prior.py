@@ -8,8 +8,9 @@ from clearsight_nb.core.files import DataError
 from clearsight_nb.core.recipe import RecipeError,load_recipe,read_recipe
 from clearsight_nb.core.training import fit_recipe
 from clearsight_nb.lowlight.dls import TileItems,tile_dls,turn
-from clearsight_nb.lowlight.prior import (PRIOR_NETS,EDMStats,Prior,estimate_memory,fit_edm_stats,load_prior,lowlight_net,prior_config,
-    prior_net,save_prior)
+from clearsight_nb.lowlight.memory import estimate_memory
+from clearsight_nb.lowlight.nets import PRIOR_NETS,lowlight_net,prior_net
+from clearsight_nb.lowlight.prior import EDMStats,Prior,fit_edm_stats,load_prior,prior_config,save_prior
 from clearsight_nb.lowlight.recipe import plan_training,tick_plan
 from clearsight_nb.lowlight.train import learner_prior,lowlight_learner
 

@@ -26,9 +26,11 @@ from .raw_tiles import *
 from .calibration import *
 from .likelihoods import *
 from .guidance import *
+from .nets import *
 from .recipe import *
 from .prior import *
 from .dls import *
+from .memory import *
 from .train import *
 from .exposure import *
 from .untrained import *

@@ -24,7 +24,7 @@ class LowlightData:
 @dataclass
 class LowlightModel:
     "Which network."
-    net:str = choice('base', 'small', 'tiny') # Sizes; see 21_prior
+    net:str = choice('base', 'small', 'tiny') # Sizes; see 20_nets
     model_channels:int|None = number(None, 32) # Channels of the first level, a multiple of 32; null = the net's own
     channel_mult:list[int]|None = None # Channels of each level as multiples of it; null = the net's own
     num_blocks:int|None = number(None, 1) # Residual blocks of a level; null = the net's own

@@ -19,7 +19,8 @@ from ..core.files import DataError, atomic_write
 from ..core.objectives import DiffusionObjective, plot_level_losses
 from ..core.training import recipe_learner
 from .dls import show_light
-from .prior import SIGMA_DATA, EDMStats, Prior, lowlight_net, prior_config, save_prior
+from .nets import SIGMA_DATA, lowlight_net
+from .prior import EDMStats, Prior, prior_config, save_prior
 from .recipe import TickPlan, plan_training, recipe_ema
 
 # %% ../../nbs/lowlight/23_train.ipynb #3cf87bc9

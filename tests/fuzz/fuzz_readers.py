@@ -185,7 +185,8 @@ def derain_weights(d):
     return repr(load_derainer(d/'weights.safetensors'))
 
 def _prior(d):
-    from clearsight_nb.lowlight.prior import EDMStats, lowlight_net, prior_config, save_prior
+    from clearsight_nb.lowlight.nets import lowlight_net
+    from clearsight_nb.lowlight.prior import EDMStats, prior_config, save_prior
     net = lowlight_net('tiny', seed=0, channel_mult=(1,), model_channels=32, num_blocks=1)
     save_prior(d/'network-snapshot-000001.safetensors', net.state_dict(), prior_config(net.net, EDMStats((.1, .2, .3), .2, -1.2)))
 @structured('*.safetensors', how='notes', make=_prior)
