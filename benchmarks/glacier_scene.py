@@ -36,7 +36,7 @@ def measure(folder, stride):
     "In a process of its own: memory before and at the peak, time, and what came out."
     import resource, torch
     import rasterio, segmentation_models_pytorch as smp
-    from clearsight_nb.glacier.data import CLASS_NAMES
+    from clearsight_nb.glacier.tiles import CLASS_NAMES
     from clearsight_nb.glacier.prepare import BandNorm
     from clearsight_nb.glacier.scenes import segment_scene
     torch.manual_seed(0)

@@ -31,7 +31,7 @@ class ExportedCells(Processor):
         elif 'hide_input' in d: cell.metadata['tags'] = ['remove-input']
 
 def page_name(path):
-    "`glacier/00_data.ipynb` → `glacier/data`, the name that nbdev's own links use"
+    "`glacier/01_data.ipynb` → `glacier/data`, the name that nbdev's own links use"
     path = Path(path)
     return path.with_name(re.sub(r'^\d+[a-z]?_', '', path.stem)).as_posix()
 

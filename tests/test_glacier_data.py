@@ -2,7 +2,9 @@
 import os, re, tracemalloc
 import numpy as np, pytest, tifffile
 from clearsight_nb.core.files import DataError, IGNORE
-from clearsight_nb.glacier.data import BandStack, CLASS_NAMES, GLACIER_BANDS, LABEL_VALUES, LabelCodec, check_glacier, read_tif, valid_mask
+from clearsight_nb.glacier.check import check_glacier
+from clearsight_nb.glacier.data import BandStack
+from clearsight_nb.glacier.tiles import CLASS_NAMES, GLACIER_BANDS, LABEL_VALUES, LabelCodec, read_tif, valid_mask
 
 SIZE = 16
 IMG = {**{b: 'img{:03d}.tif' for b in GLACIER_BANDS}, 'labels': 'img{:03d}.tif'}

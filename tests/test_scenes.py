@@ -5,8 +5,8 @@ from conftest import ROOT
 from torch import nn
 from clearsight_nb.core.files import DataError
 from clearsight_nb.core.tiling import TileGrid,blend_tiles,predict_array,tile_starts,tile_weights
-from clearsight_nb.glacier.data import CLASS_COLORS,CLASS_NAMES,LANDSAT_BANDS,LabelCodec
 from clearsight_nb.glacier.prepare import BandNorm
+from clearsight_nb.glacier.tiles import CLASS_COLORS,CLASS_NAMES,LANDSAT_BANDS,LabelCodec
 rasterio = pytest.importorskip('rasterio')
 from rasterio.transform import Affine,from_origin
 from clearsight_nb.core.rasters import PixelAreas,write_polygons

@@ -7,7 +7,7 @@ from torch import nn
 from clearsight_nb.core.files import DataError
 from clearsight_nb.core.recipe import load_recipe
 from clearsight_nb.core.training import fit_recipe
-from clearsight_nb.glacier.data import BandStack, LabelCodec
+from clearsight_nb.glacier.data import BandStack
 from clearsight_nb.glacier.dls import glacier_dls
 from clearsight_nb.glacier.ensemble import SIZE_LIMIT, Ensemble, pack_ensemble, half_weights, tta, unpack_ensemble
 from clearsight_nb.glacier.model import glacier_learner, glacier_model
@@ -16,6 +16,7 @@ from clearsight_nb.glacier.prepare import BandNorm
 from clearsight_nb.glacier.sample import glacier_sample
 from clearsight_nb.glacier.segment import segment
 from clearsight_nb.glacier.submission import export_submission
+from clearsight_nb.glacier.tiles import LabelCodec
 
 BANDS,NAMES = ['blue', 'green', 'red', 'swir1', 'tir'],list(LabelCodec().names)
 

@@ -13,7 +13,9 @@ from ..core.schedules import *
 from ..core.checkpoints import *
 from ..core.previous import *
 from ..core.training import *
+from .tiles import *
 from .data import *
+from .check import *
 from .sample import *
 from .prepare import *
 from .recipe import *

@@ -20,11 +20,12 @@ from ..core.plain import plain_array
 from ..core.metrics import ConfusionMatrix, ScoreTable, compare_table
 from ..core.recipe import RecipeError, read_recipe, recipe_diff, recipe_hash, save_recipe
 from ..core.training import fit_recipe, read_weights
-from .data import check_glacier, valid_mask
+from .check import check_glacier
 from .dls import fold_dls, glacier_store, recipe_bands
 from .model import glacier_learner
 from .predict import Predictor
 from .prepare import Fold, check_folds, class_counts, make_folds, show_folds
+from .tiles import valid_mask
 
 # %% ../../nbs/glacier/41_crossval.ipynb #eeecee9a
 def _edges(stack):

@@ -12,7 +12,7 @@ import numpy as np
 from dataclasses import asdict,dataclass
 from ..core.files import IGNORE
 from ..core.metrics import ConfusionMatrix,ScoreTable
-from .data import CLASS_NAMES,valid_mask
+from .tiles import CLASS_NAMES,valid_mask
 
 # %% ../../nbs/glacier/53_decision.ipynb #d146dd2e
 def labelled_pixels(

@@ -13,8 +13,9 @@ from ..core.bands import D4, BandDropout, BandJitter, BandsBlock, LabelsBlock
 from ..core.env import detect_env
 from ..core.files import DataError
 from ..core.store import BandStore
+from .check import check_glacier
 from .crops import Crops, Window
-from .data import BandStack, check_glacier
+from .data import BandStack
 from .inputs import recipe_inputs
 from .prepare import band_stats, make_folds
 

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from ..core.files import DataError, DataReport, IGNORE, atomic_write, list_images, read_json, write_json
 from ..core.plain import plain_array
-from .data import CLASS_NAMES, natural_key
+from .data import natural_key
 from .prepare import Fold
+from .tiles import CLASS_NAMES
 
 # %% ../../nbs/glacier/30_hkh.ipynb #a08611ad
 #: Name of each channel of an HKH patch

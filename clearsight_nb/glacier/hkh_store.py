@@ -13,10 +13,10 @@ import numpy as np
 from ..core.files import DataError, IGNORE, atomic_write, read_json, sweep_leftovers, write_json
 from ..core.recipe import RecipeError
 from ..core.store import BandStore, fingerprint
-from .data import LabelCodec
 from .dls import TileItems, items_dls, recipe_crops
 from .hkh import check_hkh, find_hkh, hkh_bands, hkh_split, read_hkh
 from .prepare import BandStats, Fold, band_norm, band_stats
+from .tiles import LabelCodec
 
 # %% ../../nbs/glacier/31_hkh_store.ipynb #c18e58f2
 _RANGE = dict(uint8=255, uint16=65535, int16=32767, float32=None)

@@ -11,9 +11,9 @@ from fastai.vision.all import Callback, Learner, nn
 from ..core.files import DataError
 from ..core.training import recipe_learner
 from ..core.training_metrics import RK, class_metrics
-from .data import CLASS_NAMES
 from .losses import GlacierLoss, ramp_callbacks
 from .networks import check_heads, make_network
+from .tiles import CLASS_NAMES
 from .transfer import transfer_weights
 
 # %% ../../nbs/glacier/20_model.ipynb #42222fe2

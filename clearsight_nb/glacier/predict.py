@@ -15,9 +15,9 @@ from torch import nn
 from ..core.files import DataError
 from ..core.plain import described,network_for
 from ..core.training import read_weights
-from .model import glacier_model
-from .data import valid_mask
 from .inputs import read_norm
+from .model import glacier_model
+from .tiles import valid_mask
 
 # %% ../../nbs/glacier/22_predict.ipynb #879d2835
 def pad_to(

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..core.files import DataError
 from ..core.rasters import PixelAreas, RasterBands, geotiff_rows, need_rasterio, no_place, write_polygons
 from ..core.tiling import blend_tiles
-from .data import LabelCodec
+from .tiles import LabelCodec
 
 # %% ../../nbs/glacier/52_scenes.ipynb #dd16e126
 def confidence_map(

@@ -10,8 +10,9 @@ from io import BytesIO
 from pathlib import Path
 from fastprogress import progress_bar
 from ..core.files import atomic_write
-from .data import BandStack, LabelCodec
+from .data import BandStack
 from .predict import Predictor
+from .tiles import LabelCodec
 
 # %% ../../nbs/glacier/50_segment.ipynb #385cf55f
 def segment(

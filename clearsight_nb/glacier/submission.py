@@ -12,11 +12,11 @@ from io import BytesIO
 from pathlib import Path
 from torch import fx,nn
 from ..core.files import DataError,atomic_write
-from .data import LABEL_VALUES,valid_mask
 from .ensemble import Ensemble,SIZE_LIMIT,half_weights,unpack_ensemble
 from .features import INDICES,TEXTURES
 from .predict import pad_to
 from .prepare import apply_norm
+from .tiles import LABEL_VALUES,valid_mask
 
 # %% ../../nbs/glacier/60_submission.ipynb #354c0e89
 import argparse,os,re,sys,warnings,zipfile

@@ -17,8 +17,9 @@ from ..core.files import IGNORE,DataError
 from ..core.metrics import ConfusionMatrix
 from ..core.pictures import as_uint8,fit,join,legend_strip,text_strip,tint,titled
 from ..core.viewer import Viewer
-from .data import CLASS_COLORS,BandStack,LabelCodec
+from .data import BandStack
 from .predict import Predictor
+from .tiles import CLASS_COLORS,LabelCodec
 
 # %% ../../nbs/glacier/70_viewer.ipynb #44c9612b
 class Tile(NamedTuple):

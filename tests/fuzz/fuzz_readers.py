@@ -319,7 +319,7 @@ def _glacier(d):
 TILES = 'Train/Band1/*1.tif','Train/Band5/*2.tif','Train/labels/*1.tif','Train/label*/*2.tif'
 @reader(*TILES, make=_glacier)
 def glacier_data(d):
-    from clearsight_nb.glacier.data import check_glacier
+    from clearsight_nb.glacier.check import check_glacier
     return check_glacier(d).stack.load
 
 def _tifs(d):
@@ -330,7 +330,7 @@ def _tifs(d):
     tifffile.imwrite(d/'big.tif', x, bigtiff=True)
 @reader('*.tif', make=_tifs)
 def tif(d):
-    from clearsight_nb.glacier.data import read_tif
+    from clearsight_nb.glacier.tiles import read_tif
     return [read_tif(f).ndim for f in sorted(d.glob('*.tif'))]
 @reader('*.tif', make=_tifs, raises=ValueError)
 def submission_tif(d):

@@ -70,7 +70,7 @@ TIFFS = dict(short=(100_000, 100_000, b'\0'*64, 1), half=(20_000, 20_000, b'\0'*
 @pytest.mark.parametrize('case', TIFFS)
 def test_tiff(case, tmp_path):
     from clearsight_nb.core.rasters import RasterBands
-    from clearsight_nb.glacier.data import read_tif
+    from clearsight_nb.glacier.tiles import read_tif
     from clearsight_nb.glacier.submission import read_band
     from clearsight_nb.weather.data import read_rgb
     w,h,data,compression = TIFFS[case]

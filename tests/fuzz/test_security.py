@@ -43,7 +43,7 @@ def _readers():
     encoder,predictor,exposure,camera,array = get('glacier.model.encoder_weights glacier.predict.Predictor lowlight.exposure.read_exposure lowlight.sensor.SAMPLE_CAMERA glacier.crossval._load_array')
     weights += [predictor.of, lambda f: encoder(torch.nn.Conv2d(3, 2, 1), f), lambda f: exposure(f, camera)]
     arrays = get('core.plain.plain_array core.plain.plain_arrays derain.spectra.read_npz') + [lambda f: array(f, np.float16, 3)]
-    pixels = get('weather.data.read_rgb derain.pairs.read_photo core.pictures.open_picture shadow.cast.read_cutout glacier.data.read_tif shadow.benchmark.read_benchmark lowlight.raw.read_raw')
+    pixels = get('weather.data.read_rgb derain.pairs.read_photo core.pictures.open_picture shadow.cast.read_cutout glacier.tiles.read_tif shadow.benchmark.read_benchmark lowlight.raw.read_raw')
     preset,legacy = get('core.recipe.load_recipe core.legacy.known_config')
     settings = get('core.recipe.read_recipe weather.lists.published_config derain.pairs.read_pairs') + [lambda f: preset('weather', f), lambda f: legacy('weather', str(f))]
     return {'.pt': weights, '.pth': weights, '.pth.tar': weights, '.pkl': weights+arrays, '.safetensors': weights, '.npz': arrays+weights, '.npy': arrays+weights, '.yaml': settings, '.yml': settings,
