@@ -16,6 +16,7 @@ from ..core.training import *
 from .tiles import *
 from .data import *
 from .check import *
+from .landscape import *
 from .sample import *
 from .prepare import *
 from .recipe import *
