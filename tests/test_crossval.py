@@ -6,9 +6,9 @@ from clearsight_nb.core.files import DataError
 from clearsight_nb.core.metrics import ConfusionMatrix
 from clearsight_nb.core.recipe import RecipeError, load_recipe
 from clearsight_nb.core.training import read_weights, recipe_learner
-from clearsight_nb.glacier.crossval import FoldPlan, cross_validate, read_crossval
-from clearsight_nb.glacier.crossval import fold_contact, place_tiles, plan_folds, tile_neighbours
+from clearsight_nb.glacier.crossval import cross_validate, read_crossval
 from clearsight_nb.glacier.data import BandStack
+from clearsight_nb.glacier.folds import FoldPlan, fold_contact, place_tiles, plan_folds, tile_neighbours
 from clearsight_nb.glacier.prepare import Fold, make_folds
 from clearsight_nb.glacier.sample import glacier_sample, tile_places
 

@@ -33,6 +33,7 @@ from .hkh import *
 from .hkh_store import *
 from .pretrain import *
 from .evaluate import *
+from .folds import *
 from .crossval import *
 from .segment import *
 from .ensemble import *

@@ -345,7 +345,8 @@ def ablation_results(d):
 def _crossval(d):
     from clearsight_nb.core.recipe import recipe_hash, save_recipe
     from clearsight_nb.core.training import save_weights
-    from clearsight_nb.glacier.crossval import FoldPlan, _save_array
+    from clearsight_nb.glacier.crossval import _save_array
+    from clearsight_nb.glacier.folds import FoldPlan
     from clearsight_nb.glacier.prepare import Fold
     r = _recipe_of('glacier')
     save_recipe(r, d)
