@@ -39,5 +39,6 @@ from .segment import *
 from .ensemble import *
 from .scenes import *
 from .decision import *
+from .solution import *
 from .submission import *
 from .viewer import *

@@ -16,11 +16,9 @@ from .ensemble import Ensemble,SIZE_LIMIT,half_weights,unpack_ensemble
 from .features import INDICES,TEXTURES
 from .predict import pad_to
 from .prepare import apply_norm
+from .solution import band_files,band_folders,by_pillow,by_tifffile,find_tiles,load_model,main
+from .solution import maskgeration,normalise,probabilities,put,read_band,read_tile,segment_tile,tile_id,write_tif
 from .tiles import LABEL_VALUES,valid_mask
-
-# %% ../../nbs/glacier/60_submission.ipynb #354c0e89
-import argparse,os,re,sys,warnings,zipfile
-import numpy as np
 
 # %% ../../nbs/glacier/60_submission.ipynb #da1c44db
 _CONV = 'in_channels out_channels kernel_size stride padding '
@@ -116,183 +114,6 @@ def net_source(
     _check_names(code, type(net).__name__)
     return code,state
 
-# %% ../../nbs/glacier/60_submission.ipynb #f3ed8b66
-NETS,HERE = [],Path('.') # in solution.py: the classes of the networks; the folder that it lies in
-DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-
-def put(net, path, thing):
-    "Register a layer or a tensor under a dotted path"
-    *parents,name = path.split('.')
-    for p in parents:
-        if p not in net._modules: net.add_module(p, nn.Module())
-        net = net._modules[p]
-    if isinstance(thing, nn.Module): net.add_module(name, thing)
-    else: net.register_buffer(name, thing)
-
-# %% ../../nbs/glacier/60_submission.ipynb #60d07a52
-def tile_id(name):
-    "The digits of imgNNN, else row_column, else the name without its ending"
-    found = re.search(r'img(\d+)', name, re.I) or re.search(r'(?<!\d)(\d{2}_\d{2})(?!\d)', name)
-    return found.group(1) if found else os.path.splitext(name)[0]
-
-def band_files(where):
-    "{tile id: file} of the folder of a band, or of a single file"
-    where = Path(where)
-    if not where.exists(): raise ValueError(f'{where}: there is no such folder of tiles')
-    found = [where] if where.is_file() else sorted(where.iterdir())
-    files = [f for f in found if f.suffix.lower() in ('.tif', '.tiff') and not f.name.startswith('.')]
-    if not files: raise ValueError(f'{where}: holds no .tif file')
-    tiles = {}
-    for f in files:
-        if tile_id(f.name) in tiles: raise ValueError(f'{f}: is tile {tile_id(f.name)}, and so is {tiles[tile_id(f.name)].name}')
-        tiles[tile_id(f.name)] = f
-    return tiles
-
-# %% ../../nbs/glacier/60_submission.ipynb #348139ff
-def band_folders(imagepath, n):
-    "Folders of Band1 … Bandn from a dict, or from the folder that holds them"
-    if isinstance(imagepath, (str, os.PathLike)):
-        root = Path(imagepath)
-        if not root.is_dir(): raise ValueError(f'{root}: there is no such folder')
-        inside = lambda d: {s.name: s for s in sorted(d.iterdir()) if s.is_dir()}
-        has = lambda d: any(k.lower().startswith('band') for k in inside(d))
-        imagepath = inside(root if has(root) else next(filter(has, inside(root).values()), root))
-    known = {str(k).lower().replace('_', ''): v for k,v in imagepath.items()}
-    missing = [f'Band{i}' for i in range(1, n+1) if f'band{i}' not in known]
-    if missing: raise ValueError(f'{", ".join(missing)}: missing; the model needs Band1 to Band{n}, given are {", ".join(map(str, imagepath)) or "none"}')
-    return [known[f'band{i}'] for i in range(1, n+1)]
-
-def find_tiles(imagepath, n):
-    "[(tile id, files of Band1 … Bandn)]"
-    bands = [band_files(f) for f in band_folders(imagepath, n)]
-    for i,b in enumerate(bands, 1):
-        odd = sorted(set(bands[0]) ^ set(b))
-        if odd: raise ValueError(f'Band{i}: its tiles differ from those of Band1, first {odd[0]}, which only one of the two has')
-    return [(t, [b[t] for b in bands]) for t in bands[0]]
-
-# %% ../../nbs/glacier/60_submission.ipynb #9011e935
-def by_tifffile(file):
-    "Pixels of a TIFF; an error when the file ends before its header says"
-    import tifffile
-    with tifffile.TiffFile(file) as tif:
-        page = tif.pages[0]
-        if any(o + c > os.path.getsize(file) for o,c in zip(page.dataoffsets, page.databytecounts)): raise ValueError('the file is truncated')
-        if page.size*page.dtype.itemsize > max(2**26, 200*os.path.getsize(file)): raise ValueError(f'the header declares {page.shape}, far more than the file holds')
-        return page.asarray()
-
-def by_pillow(file):
-    "Pixels of a TIFF"
-    from PIL import Image
-    with Image.open(file, formats=('TIFF',)) as im:
-        if 2*im.width*im.height > max(2**26, 200*os.path.getsize(file)): raise ValueError(f'the header declares {im.size}, far more than the file holds')
-        return np.array(im)
-
-def read_band(file):
-    "Pixels (h, w) of a single-band TIFF"
-    why,x = [],None
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore') # dozens for one damaged file, which is said below
-        for read in (by_tifffile, by_pillow):
-            try: x = read(file)
-            except Exception as e: why.append(f'{read.__name__[3:]}: {type(e).__name__} {str(e)[:100]}') # decoders raise anything
-            if x is not None: break
-    if x is None: raise ValueError(f'{file}: cannot be read as a TIFF ({"; ".join(why)})')
-    while x.ndim > 2 and 1 in x.shape: x = x.squeeze(x.shape.index(1))
-    if x.ndim != 2 or x.dtype.kind not in 'uif': raise ValueError(f'{file}: is no image of one band of numbers, but {x.shape} of {x.dtype}')
-    return x
-
-# %% ../../nbs/glacier/60_submission.ipynb #1600ec65
-def read_tile(files):
-    "Bands (c, h, w) of a tile, float32, 0 where there is no data"
-    xs = [read_band(f) for f in files]
-    for f,x in zip(files, xs):
-        if x.shape != xs[0].shape: raise ValueError(f'{f}: is {x.shape} pixels, but {files[0]} is {xs[0].shape}')
-    x = np.stack(xs)
-    return np.where(valid_mask(x), x, 0).astype(np.float32)
-
-def write_tif(file, x):
-    "Write labels (h, w) uint8 aside, then rename"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name('.' + file.stem + '.tmp.tif')
-    try:
-        import tifffile
-        tifffile.imwrite(aside, x)
-    except ImportError:
-        from PIL import Image
-        Image.fromarray(x).save(aside)
-    with open(aside, 'rb+') as f: os.fsync(f.fileno())
-    os.replace(aside, file)
-
-# %% ../../nbs/glacier/60_submission.ipynb #4e51e55e
-def normalise(x, valid, norm):
-    "Bands (c, h, w) scaled as in training"
-    if norm['kind'] != 'instance': return apply_norm(x, norm['shift'], norm['scale'], norm['clip'], valid)
-    px = np.asarray(x, np.float64)[:,valid]
-    shift,scale = (px.mean(1), px.std(1)) if px.size else ([0]*len(x), [1]*len(x))
-    return apply_norm(x, shift, scale, norm['clip'], valid)
-
-def probabilities(net, norm, x):
-    "Class probabilities (classes, h, w) of a raw tile; background where there is no data"
-    valid = valid_mask(x)
-    z = torch.from_numpy(normalise(x, valid, norm))[None].to(DEVICE)
-    with torch.inference_mode(): p = net(pad_to(z))[0, :, :x.shape[1], :x.shape[2]].float().softmax(0).cpu().numpy()
-    p[:,~valid] = np.eye(len(p), 1, dtype=np.float32)
-    return p
-
-def segment_tile(x, about, nets):
-    "Labels (h, w) uint8 of a raw tile, in the values of the competition"
-    if len(x) != len(about['bands']): raise ValueError(f'the model needs {len(about["bands"])} bands, the tile has {len(x)}')
-    members = zip(nets, about['members'])
-    p = sum(np.float32(m['weight'])*probabilities(net, m['norm'], x) for net,m in members)
-    return np.array(about['values'], np.uint8)[p.argmax(0)]
-
-# %% ../../nbs/glacier/60_submission.ipynb #2682865a
-def load_model(path):
-    "(facts, networks) from a file of weights"
-    if not Path(path).is_file(): raise ValueError(f'{path}: there is no such file of weights; put model.pth beside solution.py')
-    try:
-        with zipfile.ZipFile(path) as z: # torch does not look at the checksums
-            if bad := z.testzip(): raise ValueError(f'{bad} in it is damaged: copy the file again')
-        saved = torch.load(str(path), map_location='cpu', weights_only=True)
-        about,state = json.loads(saved['about']),saved['state']
-    except Exception as e: raise ValueError(f'{path}: is no model of this solution ({type(e).__name__}: {str(e)[:200]})')
-    if len(about['members']) != len(NETS): raise ValueError(f'{path}: has {len(about["members"])} networks, solution.py has {len(NETS)}: take both from one export')
-    nets = []
-    for i,(make,m) in enumerate(zip(NETS, about['members'])):
-        net = make().eval()
-        mine = {k[len(f'{i}.'):]: v for k,v in state.items() if k.startswith(f'{i}.')}
-        own = {k: v.shape for k,v in net.state_dict().items() if not k.endswith('num_batches_tracked')}
-        odd = sorted(k for k in own.keys() | mine.keys() if k not in own or k not in mine or own[k] != mine[k].shape)
-        if odd: raise ValueError(f'{path}: {len(odd)} tensors do not fit network {i}, first {odd[0]}: take both files from one export')
-        net.load_state_dict(mine, strict=False)
-        nets.append(net.to(DEVICE, memory_format=torch.channels_last if m['channels_last'] else torch.contiguous_format))
-    return about,nets
-
-# %% ../../nbs/glacier/60_submission.ipynb #95aa98dd
-def maskgeration(imagepath, second=None):
-    "{tile id: labels (h, w) uint8}; `second` is the file of weights, or the folder to write labels into"
-    path = None if second is None else Path(second)
-    model = path is not None and (path.is_file() or path.suffix == '.pth')
-    about,nets = load_model(path if model else HERE/'model.pth')
-    masks = {}
-    for tile,files in find_tiles(imagepath, len(about['bands'])):
-        masks[tile] = segment_tile(read_tile(files), about, nets)
-        if path is not None and not model: write_tif(path/files[0].name, masks[tile])
-    return masks
-
-# %% ../../nbs/glacier/60_submission.ipynb #239da675
-def main(args=None):
-    "Write the labels of all tiles under the names of Band1's files"
-    p = argparse.ArgumentParser(description='Label glacier tiles: 0 background, 85 glacier, 170 debris, 255 lake.')
-    p.add_argument('--imagepath', '--data', required=True, help='folder that holds the folders Band1, Band2, ...')
-    p.add_argument('--output', '--out', required=True, help='folder to write the labels into')
-    p.add_argument('--masks', help='not used')
-    a = p.parse_args(args)
-    if Path(a.output).is_file(): sys.exit(f'{a.output}: is a file; give a folder to write into')
-    try: masks = maskgeration(a.imagepath, Path(a.output))
-    except ValueError as e: sys.exit(f'solution.py: {e}')
-    print(f'{len(masks)} tiles labelled')
-
 # %% ../../nbs/glacier/60_submission.ipynb #c07b6d57
 def _members(model, weights):
     "An `Ensemble` of anything that can be exported; [(predictor, weight)] of its members that count"
@@ -384,6 +205,7 @@ def _about(ens, members, values):
     return dict(kind='clearsight glacier solution', version=1, bands=ens.bands, names=ens.names, values=[int(v) for v in values],
                 members=[part(m, w) for m,w in members])
 
+# %% ../../nbs/glacier/60_submission.ipynb #26c27cc8
 def export_submission(
     model, # A Predictor, a glacier Learner or the folder of a run; a list of them, an `Ensemble` or the file of a packed one is averaged
     dest, # Folder that will hold solution.py and model.pth

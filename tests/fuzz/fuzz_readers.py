@@ -306,10 +306,10 @@ def _submission(d):
     export_submission([Predictor(net, BandNorm('zscore', BANDS, [1.]*5, [2.]*5), BANDS, list('abcd'))], d)
 @reader('model.pth', make=_submission, raises=ValueError) # solution.py stands alone and has no DataError
 def submission_model(d):
-    from clearsight_nb.glacier import submission
-    submission.NETS = [lambda: torch.nn.Sequential(torch.nn.Conv2d(5, 4, 1))]
-    submission.DEVICE = torch.device('cpu')
-    return len(submission.load_model(d/'model.pth')[1])
+    from clearsight_nb.glacier import solution
+    solution.NETS = [lambda: torch.nn.Sequential(torch.nn.Conv2d(5, 4, 1))]
+    solution.DEVICE = torch.device('cpu')
+    return len(solution.load_model(d/'model.pth')[1])
 
 # ---- glacier
 
@@ -334,7 +334,7 @@ def tif(d):
     return [read_tif(f).ndim for f in sorted(d.glob('*.tif'))]
 @reader('*.tif', make=_tifs, raises=ValueError)
 def submission_tif(d):
-    from clearsight_nb.glacier.submission import read_band
+    from clearsight_nb.glacier.solution import read_band
     return [read_band(f).ndim for f in sorted(d.glob('*.tif'))]
 
 @structured('a.json', make=lambda d: write_json(dict(runs=[dict(name='a', seed=0, r_k=.5, macro_mcc=.4, iou=[.1, None], seconds=1., steps=3, size=32)]), d/'a.json'))

@@ -71,7 +71,7 @@ TIFFS = dict(short=(100_000, 100_000, b'\0'*64, 1), half=(20_000, 20_000, b'\0'*
 def test_tiff(case, tmp_path):
     from clearsight_nb.core.rasters import RasterBands
     from clearsight_nb.glacier.tiles import read_tif
-    from clearsight_nb.glacier.submission import read_band
+    from clearsight_nb.glacier.solution import read_band
     from clearsight_nb.weather.data import read_rgb
     w,h,data,compression = TIFFS[case]
     _tiff(file := tmp_path/'bomb.tif', w, h, _zeros(2*w*h) if data is None else data, compression)
