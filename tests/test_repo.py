@@ -46,6 +46,11 @@ def test_page_is_fit_to_read(page):
     for c in nb.cells:
         if re.match(r'#\|\s*exports?\b', c.source): assert c.source.count('\n') <= 40, f'an exported cell of {c.source.count(chr(10))+1} lines'
 
+def test_modules_are_rooms_not_halls():
+    "A module is about 300 lines, 400 at most; past that it is two."
+    long = {f: n for f in tracked() if re.match(r'clearsight_nb/\w+/\w+\.py$', f) and (n := (ROOT/f).read_text(encoding='utf-8').count('\n'))>400}
+    assert not long, f'split their notebooks: {long}'
+
 def test_style():
     "The rules we chose (pyproject.toml, [tool.chkstyle]) hold for code and notebooks."
     run = subprocess.run([f'{BIN}/chkstyle', 'nbs', 'tools', 'tests', 'benchmarks'], cwd=ROOT, capture_output=True, text=True)
