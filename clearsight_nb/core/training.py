@@ -210,7 +210,8 @@ def recipe_learner(
     "A Learner with everything that the recipe's part `training` asks for; train it by `fit_recipe`."
     t,kind = recipe.training,torch.device(getattr(dls, 'device', None) or default_device()).type
     run_dir = Path(run_dir) if run_dir else detect_env().work/'runs'/recipe.task/recipe.name
-    opt_func = opt_func or partial(OptimWrapper, opt=_optimizers[t.optimizer])
+    fused = dict(fused=True) if kind=='cpu' and t.optimizer!='sgd' else {} # that of SGD fails where momentum has not begun (torch 2.15)
+    opt_func = opt_func or partial(OptimWrapper, opt=partial(_optimizers[t.optimizer], **fused))
     learn = RunLearner(dls, model, loss_func, opt_func, lr=t.lr, splitter=splitter, metrics=metrics, wd=t.weight_decay, path=run_dir, **kwargs)
     if 'progress' in vars(learn): learn.remove_cb(learn.progress)
     learn.add_cbs(recipe_callbacks(t, len(dls.train), kind)).add_cbs([*_several(learn, t, kind), *L(cbs)])
