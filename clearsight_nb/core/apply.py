@@ -6,6 +6,7 @@
 __all__ = ['picture_tensor', 'result_names']
 
 # %% ../../nbs/core/28_apply.ipynb #7d4fabb7
+from collections import Counter
 from pathlib import Path
 import numpy as np,torch
 from PIL import Image
@@ -34,9 +35,13 @@ def result_names(
     source:Path, # Folder of pictures
     out:Path|None, # Folder for the results
 )->dict: # File below `source` → name of its result, relative to `out`
-    "Where the results of a folder go; `ValueError` without an `out` of its own, `DataError` if there are no pictures."
+    "Where the results of a folder go; `ValueError` without an `out` of its own, `DataError` if there are no pictures, or two would have one result."
     if out is None: raise ValueError('give `out`, the folder for the results')
     if Path(out).resolve()==Path(source).resolve(): raise ValueError(f'{out} holds the inputs: give another folder for the results')
     if not (files := list_images(source)): raise DataError(source, 'holds no pictures', 'Give a folder with PNG, JPEG, TIFF, BMP or WebP files.')
-    names = [f.with_suffix('.png') for f in files]
-    return {Path(source)/f: n if names.count(n)==1 else f.with_name(f'{f.name}.png') for f,n in zip(files, names)}
+    short = Counter(f.with_suffix('.png') for f in files)
+    names = [n if short[n := f.with_suffix('.png')]==1 else f.with_name(f'{f.name}.png') for f in files]
+    taken = Counter(names)
+    for f,n in zip(files, names):
+        if taken[n]>1: raise DataError(f, f'would have the result {n}, as another picture has', 'Rename one of them.')
+    return {Path(source)/f: n for f,n in zip(files, names)}
